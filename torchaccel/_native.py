@@ -1,0 +1,5 @@
+"""The one place that loads native libraries."""
+
+
+def load() -> None:
+    pass

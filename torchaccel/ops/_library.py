@@ -1,0 +1,43 @@
+"""How an op comes to be: schema, reference and fake in Python, native kernels per device from `_native`.
+
+The reference is registered as CompositeExplicitAutograd, so it serves every device that has no native kernel; a
+native kernel registered for CPU or CUDA takes precedence in the dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from torchaccel import _native
+
+NAMESPACE = "torchaccel"
+_library = torch.library.Library(NAMESPACE, "DEF")
+_names: list[str] = []
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> None:
+    """Register one op: its schema ("name(args) -> returns"), reference and fake (shapes and strides only)."""
+    name = schema.partition("(")[0]
+    qualified = f"{NAMESPACE}::{name}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    _names.append(name)
+
+
+def load_native() -> None:
+    """Load the native libraries over the schemas defined so far (once, from `torchaccel.ops`)."""
+    _native.load()
+
+
+def names() -> tuple[str, ...]:
+    """All ops, in the order of their definition."""
+    return tuple(_names)
+
+
+def has_kernel(op: str, device: str | torch.device) -> bool:
+    """Whether a native kernel, rather than the reference, serves `op` on `device`, as the dispatcher sees it."""
+    key = torch.device(device).type.upper()
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)

@@ -1,0 +1,55 @@
+"""int8_linear_weight_only: float activations times int8 weights (W8A16 and kin), for memory-bound small M."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchaccel.ops import _check, _epilogue
+from torchaccel.ops._library import define
+
+OP = "int8_linear_weight_only"
+
+
+def _reference(x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    y = (x.reshape(-1, b.shape[1]) @ b.to(x.dtype).t()).to(torch.float32) * scale_b
+    if bias is not None:
+        y = y + bias
+    return _epilogue.activate(y, activation).to(x.dtype).reshape(*x.shape[:-1], b.shape[0])
+
+
+def _fake(x, b, scale_b, bias, activation):
+    return torch.empty((*x.shape[:-1], b.shape[0]), dtype=x.dtype, device=x.device)
+
+
+define(f"{OP}(Tensor x, Tensor b, Tensor scale_b, Tensor? bias, str activation) -> Tensor", _reference, _fake)
+
+
+def int8_linear_weight_only(
+    x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """Multiply float activations by int8 weights: `act((x @ b.T) * scale_b + bias)`.
+
+    Args:
+        x: [..., K] float32, float16 or bfloat16.
+        b: [N, K] int8.
+        scale_b: [N] float32; bias: [N] float32.
+        activation: "none", "relu", "gelu" or "silu".
+
+    Returns:
+        [..., N] of the dtype of `x`, contiguous.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device.
+
+    Equivalent to `F.linear(x, b * scale_b[:, None], bias)`.
+    """
+    _check.dtype_in(OP, "x", x.dtype, _check.FLOATS)
+    _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
+    _check.device_of(OP, x, b=b, scale_b=scale_b, bias=bias)
+    if b.dim() != 2 or x.dim() == 0 or x.shape[-1] != b.shape[1]:
+        _check.fail(OP, f"x has shape {tuple(x.shape)}, b has {tuple(b.shape)}; accepted are [..., K] and [N, K]")
+    _check.sizes(OP, "scale_b", scale_b, (b.shape[0],))
+    _check.sizes(OP, "bias", bias, (b.shape[0],))
+    _check.known_activation(OP, activation)
+    return torch.ops.torchaccel.int8_linear_weight_only(x, b, scale_b, bias, activation)

@@ -1,0 +1,159 @@
+"""sparse_int8_conv2d: an int8 convolution whose weights are kept in blocks of 1x4 or 4x4 (weight-sparse, pruned)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchaccel.ops import _check, _conv, _epilogue, blocks
+from torchaccel.ops._library import define
+
+OP = "sparse_int8_conv2d"
+PATTERNS = ("1x4", "4x4")
+
+
+def _reference(
+    a: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    row_offsets: Tensor,
+    colsum: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale_residual: Tensor | None,
+    zero_point_residual: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    out_dtype: torch.dtype,
+    scale_out: Tensor | None,
+    zero_point_out: Tensor | None,
+) -> Tensor:
+    b = blocks.from_blocks(values, columns, row_offsets, a.shape[1], kernel_size)
+    acc = _conv.exact_conv(a, b, zero_point, stride, padding, dilation, 1)
+    n, _, height, width = acc.shape
+    y = _epilogue.finish(
+        _conv.rows(acc),
+        colsum,
+        _conv.per_pixel(scale_a, n, height * width),
+        scale_b,
+        _conv.per_pixel(zero_point, n, height * width),
+        bias,
+        None if residual is None else _conv.rows(residual),
+        scale_residual,
+        zero_point_residual,
+        activation,
+        out_dtype,
+        scale_out,
+        zero_point_out,
+    )
+    return _conv.from_rows(y, n, height, width)
+
+
+def _fake(
+    a, values, columns, row_offsets, colsum, scale_a, scale_b, zero_point, bias, residual, scale_residual,
+    zero_point_residual, kernel_size, stride, padding, dilation, activation, out_dtype, scale_out, zero_point_out,
+):  # fmt: skip
+    size = _conv.output_size(a.shape[2:], kernel_size, stride, padding, dilation)
+    return _conv.empty_nhwc((a.shape[0], scale_b.shape[0], *size), out_dtype, a.device)
+
+
+define(
+    f"{OP}(Tensor a, Tensor values, Tensor columns, Tensor row_offsets, Tensor colsum, Tensor scale_a, Tensor scale_b, "
+    "Tensor? zero_point, Tensor? bias, Tensor? residual, Tensor? scale_residual, Tensor? zero_point_residual, "
+    "int[] kernel_size, int[] stride, int[] padding, int[] dilation, str activation, ScalarType out_dtype, "
+    "Tensor? scale_out, Tensor? zero_point_out) -> Tensor",
+    _reference,
+    _fake,
+)
+
+
+def supports(device: torch.device, *, out_dtype: torch.dtype, residual_dtype: torch.dtype | None = None) -> str | None:
+    """Why no native kernel serves these facts on `device`, or None where one does."""
+    if device.type == "cpu" and out_dtype not in (torch.float32, *_check.INT8):
+        return f"the CPU kernel writes float32, int8 or uint8, not {out_dtype}"
+    if device.type == "cpu" and residual_dtype not in (None, torch.float32, *_check.INT8):
+        return f"the CPU kernel adds a residual of float32, int8 or uint8, not {residual_dtype}"
+    return None
+
+
+def colsum_of(values: Tensor, row_offsets: Tensor) -> Tensor:
+    """[O] int32: the sum of each output channel's weights, from its blocks."""
+    block_rows, rows = row_offsets.numel() - 1, values.shape[1]
+    counts = (row_offsets[1:] - row_offsets[:-1]).long()
+    row = torch.repeat_interleave(torch.arange(block_rows, device=values.device), counts, output_size=values.shape[0])
+    sums = torch.zeros(block_rows, rows, dtype=torch.int32, device=values.device)
+    return sums.index_add_(0, row, values.sum(2, dtype=torch.int32)).flatten()
+
+
+def sparse_int8_conv2d(
+    a: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    row_offsets: Tensor,
+    kernel_size: Sequence[int],
+    scale_a: Tensor,
+    scale_b: Tensor,
+    zero_point: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale_residual: Tensor | None = None,
+    zero_point_residual: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
+    out_dtype: torch.dtype = torch.float32,
+    scale_out: Tensor | None = None,
+    zero_point_out: Tensor | None = None,
+    colsum: Tensor | None = None,
+) -> Tensor:
+    """Convolve quantized activations with pruned, quantized weights; pruned blocks cost nothing.
+
+    The numbers are those of `int8_conv2d` with `blocks.from_blocks(values, columns, row_offsets, C, kernel_size)`.
+
+    Args:
+        a: [N, C, H, W] int8 or uint8, C divisible by 4; taken as channels_last, converted where it is not.
+        values: [blocks, 1, 4] or [blocks, 4, 4] int8 in [-127, 127], see `ops.blocks`.
+        columns: [blocks] int32; row_offsets: [O / rows + 1] int32. Indices are checked where a module or a
+            checkpoint takes them in, not at every call.
+        kernel_size: (kh, kw).
+        colsum: [O] int32, the sum of each output channel's weights; computed where it is not given.
+        Others: as in `int8_conv2d`.
+
+    Returns:
+        [N, O, OH, OW] of `out_dtype`, channels_last.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device.
+
+    Equivalent to `int8_conv2d(a, from_blocks(values, columns, row_offsets, C, kernel_size), ...)`.
+    """
+    _check.dtype_in(OP, "a", a.dtype, _check.INT8)
+    _check.dtype_in(OP, "values", values.dtype, (torch.int8,))
+    _check.device_of(OP, a, values=values, columns=columns, row_offsets=row_offsets, colsum=colsum)
+    if values.dim() != 3 or tuple(values.shape[1:]) not in ((1, 4), (4, 4)):
+        _check.fail(OP, f"values has shape {tuple(values.shape)}, accepted are [blocks, 1, 4] and [blocks, 4, 4]")
+    n, o = a.shape[0], (row_offsets.numel() - 1) * values.shape[1]
+    size = _conv.check(OP, a, a.shape[1] if a.dim() == 4 else 0, kernel_size, stride, padding, dilation)
+    if a.shape[1] % 4:
+        _check.fail(OP, f"a has C={a.shape[1]}, accepted are multiples of 4")
+    _check.depth(OP, a.shape[1] * kernel_size[0] * kernel_size[1], a.dtype)
+    _check.epilogue(OP, a, n, o, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out)
+    _conv.check_residual(OP, a, (n, o, *size), residual, scale_residual, zero_point_residual)
+    if colsum is None:
+        colsum = colsum_of(values, row_offsets)
+    reason = supports(a.device, out_dtype=out_dtype, residual_dtype=None if residual is None else residual.dtype)
+    call = torch.ops.torchaccel.sparse_int8_conv2d if reason is None else _reference
+    return call(
+        _conv.as_nhwc(a), values, columns, row_offsets, colsum, scale_a, scale_b, zero_point, bias,
+        None if residual is None else _conv.as_nhwc(residual), scale_residual, zero_point_residual,
+        kernel_size, stride, padding, dilation, activation, out_dtype, scale_out, zero_point_out,
+    )  # fmt: skip
