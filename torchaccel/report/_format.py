@@ -1,0 +1,52 @@
+"""Numbers as people read them; the text and the page share one spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NOT_MEASURED = "not measured"
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    digits = 3 if value < 1 else 2 if value < 100 else 1
+    return f"{value:,.{digits}f} ms"
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f}/s" if value >= 100 else f"{value:.3g}/s"
+
+
+def size(value: int | None) -> str:
+    if value is None:
+        return NOT_MEASURED
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return f"{value} B"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    return NOT_MEASURED if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float) -> str:
+    """A difference of two fractions, in percentage points, with its sign."""
+    return f"{100 * value:+.2f} points" if round(100 * value, 2) else "no change"
+
+
+def ratio(value: float | None) -> str:
+    """A speed-up; near 1 a third digit keeps 0.996 from reading as 1.00."""
+    if value is None:
+        return "-"
+    near_one = abs(value - 1) < 0.02 and value != 1
+    return f"{value:.{3 if near_one else 2}f}x"
+
+
+def shape(value: str | Sequence[int]) -> str:
+    return value if isinstance(value, str) else "x".join(map(str, value))
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
