@@ -1,0 +1,18 @@
+"""What pyproject.toml cannot say: the kernel libraries. `_build/native.py` decides which, and how."""
+
+import os
+import sys
+
+from setuptools import setup
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "_build"))
+
+import native
+
+plan = native.plan()
+setup(
+    ext_modules=plan.extensions,
+    cmdclass=native.commands(plan),
+    # The libraries hold no Python symbols: one wheel for every Python from 3.10 on.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if plan.extensions else {},
+)
