@@ -1,0 +1,130 @@
+"""Dense float layers in their strongest form: what a layer that stays dense runs as, and what candidates are timed against.
+
+On a CPU in float32 without gradients they call oneDNN with prepacked weights and the activation and residual fused
+(the ops that frozen `torch.compile` calls); otherwise plain PyTorch. They stay trainable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+_ONEDNN_NAMES = {"none": "none", "relu": "relu", "silu": "swish"}
+
+
+class _Dense(nn.Module):
+    """Holds the fused activation and, beside the float weight, a packed copy that is made when it is first needed."""
+
+    activation: str
+    _packed: Tensor | None
+
+    def fuse_activation(self, activation: str) -> None:
+        """Apply `activation` ("none", "relu", "gelu" or "silu") after bias and residual."""
+        self.activation = activation
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._packed = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _onednn(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and x.numel() > 0
+            and self.activation in _ONEDNN_NAMES
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.enabled
+        )
+
+    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        return _FUNCTIONS[self.activation](y if residual is None else y + residual)
+
+
+class DenseConv2d(_Dense, nn.Conv2d):
+    """`nn.Conv2d` with a fused residual and activation: `act(conv(x) + residual)`.
+
+    Args:
+        Those of `nn.Conv2d`, and activation: "none", "relu", "gelu" or "silu".
+    """
+
+    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self._packed = activation, None
+
+    @classmethod
+    def from_float(cls, conv: nn.Conv2d) -> DenseConv2d:
+        """The same layer, sharing the parameters of `conv`."""
+        return _share(cls, conv)
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make an empty layer of this shape."""
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        return {name: getattr(self, name) for name in names} | {"bias": self.bias is not None, "activation": self.activation}
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not self._onednn(x) or self.padding_mode != "zeros" or isinstance(self.padding, str) or x.dim() != 4:
+            return self._finish(super().forward(x), residual)
+        geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
+        name = _ONEDNN_NAMES[self.activation]
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, name, [], "")
+        if self.activation not in ("none", "relu"):  # oneDNN fuses no other activation after a sum
+            y = torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, "none", [], "")
+            return self._finish(y, residual)
+        unary = "relu" if self.activation == "relu" else None
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, residual, self._packed, self.bias, *geometry, "add", 1.0, unary, [], ""
+        )
+
+
+class DenseLinear(_Dense, nn.Linear):
+    """`nn.Linear` with a fused residual and activation: `act(linear(x) + residual)`."""
+
+    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self._packed = activation, None
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear) -> DenseLinear:
+        """The same layer, sharing the parameters of `linear`."""
+        return _share(cls, linear)
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make an empty layer of this shape."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+            "activation": self.activation,
+        }
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not self._onednn(x) or residual is not None or x.dim() < 2:
+            return self._finish(super().forward(x), residual)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
+        name = _ONEDNN_NAMES[self.activation]
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], "")
+
+
+def _share(cls: type, module: nn.Module) -> Any:
+    made = cls.__new__(cls)
+    made.__dict__.update(module.__dict__)
+    made._parameters, made._buffers, made._modules = dict(module._parameters), dict(module._buffers), dict(module._modules)
+    made.activation, made._packed = getattr(module, "activation", "none"), None
+    return made

@@ -1,0 +1,109 @@
+"""Int8Conv2d: a convolution with int8 weights and int8 activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchaccel import ops
+from torchaccel.nn import _weights
+from torchaccel.nn._int8 import name_of
+from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.input_range import InputRange
+from torchaccel.nn.int8_linear import dynamic_dtype
+
+
+class Int8Conv2d(Int8Conv):
+    """`y = act(conv2d(x, weight) + bias + residual)` with int8 weights, int8 activations and exact int32 sums.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `nn.Conv2d`, sizes as integers.
+        Others: see `Int8Module`; a dynamic input has one scale per image.
+
+    Shape: x [N, C, H, W] float, or of the input dtype when the input is static; any strides. Returns [N, O, OH, OW],
+    channels_last.
+
+    Equivalent to `nn.Conv2d` with fake-quantized weight (per output channel) and input (per tensor, or per image).
+    """
+
+    op = "int8_conv2d"
+    weight: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        activation: str = "none",
+        input: str = "static",
+        input_dtype: str = "uint8",
+        output_dtype: str = "float32",
+        int8_residual: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            activation, input, input_dtype, output_dtype, int8_residual,
+        )  # fmt: skip
+        self.register_buffer(
+            "weight", torch.zeros(out_channels, in_channels // groups, *self.kernel_size, dtype=torch.int8)
+        )
+
+    @classmethod
+    def from_float(cls, module: nn.Conv2d, input: InputRange | None = None) -> Int8Conv2d:
+        """Quantize a convolution; `input` is the calibrated range of its input, None finds one per image at each call.
+
+        Raises:
+            ValueError: padding other than equal zeros, weights that are not finite, or more products per output than
+                int32 sums can hold.
+        """
+        settings = _weights.conv_settings("Int8Conv2d", module)
+        dtype = dynamic_dtype(module.weight[0].numel()) if input is None else input.dtype
+        with torch.device(module.weight.device):
+            out = cls(
+                **settings,
+                groups=module.groups,
+                input="dynamic" if input is None else "static",
+                input_dtype=name_of(dtype),
+            )
+        out.weight, scale = _weights.quantize_weight("Int8Conv2d", module.weight)
+        out._set_from_float(scale, module.bias, input)
+        out.pack()
+        return out.train(module.training)
+
+    def to_float(self) -> nn.Conv2d:
+        """`nn.Conv2d` with the dequantized weight and bias; without the fused activation and residual."""
+        layer = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
+            bias=self.bias is not None, device=self.weight.device,
+        )  # fmt: skip
+        with torch.no_grad():
+            layer.weight.copy_(_weights.dequantize_weight(self.weight, self.scale))
+            if self.bias is not None:
+                layer.bias.copy_(self.bias)
+        return layer.train(self.training)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "groups": self.groups}
+
+    def pack(self) -> None:
+        self.colsum = self.weight.sum((1, 2, 3), dtype=torch.int32)
+        self.packed = ops.pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.groups)
+
+    def _call(self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+        return ops.int8_conv2d(
+            a, self.weight, scale_a, self.scale, zero_point, self.bias,
+            residual, self.residual_scale, self.residual_zero_point,
+            self.stride, self.padding, self.dilation, self.groups, self.activation, out_dtype,
+            self.output_scale, self.output_zero_point, self.colsum, self.packed,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{self._repr_head()}, {self._repr_tail()}"
