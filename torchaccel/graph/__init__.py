@@ -1,0 +1,1 @@
+"""What changes structure: trace, fold, fuse, connect, and the choice of each layer by measurement."""

@@ -1,0 +1,107 @@
+"""What was measured before, kept in a file: the choice of a layer is remembered per shape, mask, threads and machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchaccel import _native
+
+_FORMAT = 1
+
+
+def default_path() -> Path:
+    """`$XDG_CACHE_HOME/torchaccel/choices.json`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchaccel" / "choices.json"
+
+
+@cache
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    facts = dict(line.partition(":")[::2] for line in lines if line.startswith(("model name", "cpu family", "model\t", "stepping")))
+    return " ".join(value.strip() for value in facts.values())
+
+
+@cache
+def _kernels() -> list[str]:
+    """The native libraries at hand: a rebuilt one has other times."""
+    paths = (Path(library["path"]) for library in _native.status().values() if library["loaded"])
+    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a time depends on beside the layer: processor or GPU, threads, instruction set, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "isa": _native.isa(),
+        "torch": torch.__version__,
+        "kernels": _kernels(),
+    }
+
+
+def _mask_hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name in ("columns", "row_offsets"):
+            digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def key(dense: nn.Module, candidate: nn.Module, args: tuple[Tensor, ...]) -> str:
+    """The fingerprint of one comparison."""
+    facts = {
+        "machine": machine(args[0].device),
+        "dense": [type(dense).__name__, dense.config()],  # type: ignore[operator]
+        "candidate": [type(candidate).__name__, candidate.config(), _mask_hash(candidate)],  # type: ignore[operator]
+        "args": [[list(t.shape), list(t.stride()), str(t.dtype)] for t in args],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+class ChoiceCache:
+    """A JSON file of measured comparisons. One that cannot be read counts as empty; one that cannot be written is left."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or default_path()
+        try:
+            stored = json.loads(self.path.read_text())
+            self._entries = dict(stored["entries"]) if stored["format"] == _FORMAT else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            self._entries = {}
+        self._changed = False
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The entry under `key`."""
+        return self._entries.get(key)
+
+    def put(self, key: str, entry: dict[str, Any]) -> None:
+        """Keep an entry until `save`."""
+        self._entries[key] = entry
+        self._changed = True
+
+    def save(self) -> None:
+        """Write the file under a temporary name and move it into place."""
+        if not self._changed:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                json.dump({"format": _FORMAT, "entries": self._entries}, file)
+            os.replace(file.name, self.path)
+        except OSError:
+            return
+        self._changed = False

@@ -1,0 +1,109 @@
+"""Connecting: int8 layers hand int8 to int8 layers, so that activations stay a quarter of their size in between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from torchaccel.graph.trace import module_of, set_module, trace
+from torchaccel.nn import Int8Conv2d, Int8Linear, SparseInt8Conv2d
+from torchaccel.nn.input_range import InputRange
+from torchaccel.nn.quantize import QuantizeInt8
+
+INT8 = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)
+
+_MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
+
+
+@dataclass(frozen=True)
+class _Use:
+    node: fx.Node
+    role: str  # "x" or "residual" of an int8 layer, or "other"
+
+
+def _monotone(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node commutes with quantization, so that it may run on int8: max-pooling without indices."""
+    module = module_of(graph, node)
+    if isinstance(module, nn.MaxPool2d):
+        return not module.return_indices
+    return node.op == "call_function" and node.target in _MAX_POOLS
+
+
+def _uses(graph: fx.GraphModule, node: fx.Node) -> Iterator[_Use]:
+    """Who reads the value of `node`, seen through max-pooling."""
+    for user in node.users:
+        if isinstance(module_of(graph, user), INT8):
+            if user.args and user.args[0] is node:
+                yield _Use(user, "x")
+            if len(user.args) > 1 and user.args[1] is node:
+                yield _Use(user, "residual")
+        elif _monotone(graph, user):
+            yield from _uses(graph, user)
+        else:
+            yield _Use(user, "other")
+
+
+def _common_range(graph: fx.GraphModule, uses: list[_Use]) -> InputRange | None:
+    """The one static range that all readers of x expect, or None."""
+    ranges = {module_of(graph, use.node).input_range() for use in uses if use.role == "x"}  # type: ignore[union-attr, operator]
+    return ranges.pop() if len(ranges) == 1 else None
+
+
+def connect(graph: fx.GraphModule) -> None:
+    """Set int8 outputs and residuals where every reader takes them, and share quantizations, in place."""
+    nodes = list(graph.graph.nodes)
+    for node in nodes:
+        uses = list(_uses(graph, node))
+        wanted = _common_range(graph, uses)
+        if wanted is None:
+            continue
+        layer = module_of(graph, node)
+        if isinstance(layer, INT8) and all(use.role != "other" for use in uses):
+            layer.set_output(wanted.scale, wanted.zero_point, wanted.dtype)
+            for use in uses:
+                if use.role == "residual":
+                    module_of(graph, use.node).set_residual(wanted.scale, wanted.zero_point)  # type: ignore[union-attr]
+    for node in nodes:
+        _share_quantization(graph, node)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
+    """One quantization for a float value that several int8 layers read."""
+    layer = module_of(graph, node)
+    if _monotone(graph, node) or (isinstance(layer, INT8) and layer.output_dtype != torch.float32):
+        return
+    readers = [user for user in node.users if isinstance(module_of(graph, user), INT8) and user.args[0] is node]
+    wanted = _common_range(graph, [_Use(reader, "x") for reader in readers])
+    if len(readers) < 2 or wanted is None:
+        return
+    name = f"quantize_{node.name}"
+    graph.add_submodule(name, QuantizeInt8(wanted))
+    with graph.graph.inserting_after(node):
+        quantized = graph.graph.call_module(name, (node,))
+    for reader in readers:
+        reader.args = (quantized, *reader.args[1:])
+
+
+def assemble(model: nn.Module, chosen: Mapping[str, nn.Module]) -> nn.Module:
+    """A new model with copies of the `chosen` modules in place of those of the same names; a graph is connected.
+
+    `model` and the modules given stay as they are. A graph shares the layers that were not chosen.
+    """
+    if not isinstance(model, fx.GraphModule):
+        assembled: nn.Module = copy.deepcopy(model)
+        for name, module in chosen.items():
+            set_module(assembled, name, copy.deepcopy(module))
+        return assembled
+    graph = trace(model)
+    graph.meta.update(model.meta)
+    for name, module in chosen.items():
+        set_module(graph, name, copy.deepcopy(module))
+    connect(graph)
+    return graph

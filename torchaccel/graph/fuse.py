@@ -1,0 +1,114 @@
+"""Fusing: activation and residual addition into the layer before them; every layer then has one form of call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from torchaccel.graph.trace import calls, module_of, set_module
+from torchaccel.nn.dense import DenseConv2d, DenseLinear
+
+LAYERS = (DenseConv2d, DenseLinear)
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_ACTIVATIONS = {
+    torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", "relu": "relu", "relu_": "relu",
+    F.gelu: "gelu", F.silu: "silu",
+}  # fmt: skip
+
+
+def strongest_dense(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace the float convolutions and linear layers among `names` by their strongest dense form, in place."""
+    for name in names:
+        module = model.get_submodule(name)
+        if type(module) is nn.Conv2d:
+            set_module(model, name, DenseConv2d.from_float(module))
+        elif type(module) is nn.Linear:
+            set_module(model, name, DenseLinear.from_float(module))
+
+
+def _activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
+    module = module_of(graph, node)
+    if isinstance(module, nn.ReLU):
+        return "relu"
+    if isinstance(module, nn.SiLU):
+        return "silu"
+    if isinstance(module, nn.GELU):
+        return "gelu" if module.approximate == "none" else None
+    if node.op in ("call_function", "call_method"):
+        name = _ACTIVATIONS.get(node.target)
+        return None if name == "gelu" and node.kwargs.get("approximate", "none") != "none" else name
+    return None
+
+
+def _weights(graph: fx.GraphModule, node: fx.Node) -> int:
+    module = module_of(graph, node)
+    return sum(t.numel() for t in (*module.parameters(), *module.buffers())) if module is not None else 0
+
+
+def _fuse_addition(graph: fx.GraphModule, node: fx.Node, single: set[str]) -> fx.Node | None:
+    """Turn `add(conv(x), other)` into `conv(x, other)` at the place of the addition, where both are at hand."""
+    if len(node.args) != 2 or node.kwargs or node.args[0] is node.args[1]:
+        return None
+    if _shape(node.args[0]) is None or _shape(node.args[0]) != _shape(node.args[1]):
+        return None  # a number, or an addition that broadcasts, is no residual
+    ready = [
+        a
+        for a in node.args
+        if isinstance(module_of(graph, a), DenseConv2d) and a.target in single and len(a.users) == 1 and len(a.args) == 1
+    ]
+    if not ready:
+        return None
+    layer = max(ready, key=lambda a: _weights(graph, a))
+    other = node.args[1] if node.args[0] is layer else node.args[0]
+    with graph.graph.inserting_before(node):
+        fused = graph.graph.call_module(layer.target, (layer.args[0], other))
+    node.replace_all_uses_with(fused)
+    graph.graph.erase_node(node)
+    graph.graph.erase_node(layer)
+    return fused
+
+
+def _shape(node: object) -> torch.Size | None:
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return getattr(meta, "shape", None)
+
+
+def fuse(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """Replace float layers by their strongest dense form, and fuse activations and residuals into layers, in place.
+
+    Modules keep their names. The shapes of tensors are taken from one run on `inputs`, which may be meta tensors.
+    """
+    strongest_dense(graph, calls(graph))
+    with torch.no_grad():
+        ShapeProp(graph).propagate(*inputs)
+    single = {name for name, nodes in calls(graph).items() if len(nodes) == 1}
+    for node in list(graph.graph.nodes):
+        if node.op in ("call_function", "call_method") and node.target in _ADDITIONS:
+            _fuse_addition(graph, node, single)
+    for node in list(graph.graph.nodes):
+        activation = _activation(graph, node)
+        if activation is None:
+            continue
+        before = node.args[0]
+        layer = module_of(graph, before)
+        if not isinstance(layer, LAYERS) or len(before.users) > 1 or before.target not in single or layer.activation != "none":
+            continue
+        layer.fuse_activation(activation)
+        node.replace_all_uses_with(before)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def layers(graph: fx.GraphModule) -> list[str]:
+    """The names of the layers that can be chosen; one that is called twice is left as it is."""
+    return [
+        name for name, nodes in calls(graph).items() if len(nodes) == 1 and isinstance(graph.get_submodule(name), LAYERS)
+    ]

@@ -1,0 +1,1 @@
+"""The main job: optimize with its gates, benchmark, checkpoint, doctor."""

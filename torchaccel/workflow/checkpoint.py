@@ -1,0 +1,238 @@
+"""save and load: one safetensors file that holds canonical weights, and says in plain words how to put them back.
+
+The metadata names layers by words that a table maps to classes; nothing in a file is imported or run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from torchaccel import __version__
+from torchaccel.graph.connect import connect
+from torchaccel.graph.prepare import skeleton
+from torchaccel.graph.trace import Untraceable, set_module
+from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn.dense import DenseConv2d, DenseLinear
+from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.workflow.forms import Cast
+
+KEY = "torchaccel"
+FORMAT = 1
+MAX_METADATA = 1 << 20
+
+LAYERS: dict[str, type[nn.Module]] = {
+    "dense_conv2d": DenseConv2d,
+    "dense_linear": DenseLinear,
+    "int8_conv2d": Int8Conv2d,
+    "int8_linear": Int8Linear,
+    "int8_linear_weight_only": Int8LinearWeightOnly,
+    "sparse_conv2d": SparseConv2d,
+    "sparse_int8_conv2d": SparseInt8Conv2d,
+}
+_WORDS = {layer: word for word, layer in LAYERS.items()}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The module inside the forms that `optimize` may return (compiled, or cast to a memory format)."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, Cast):
+            inner = model.model
+        if inner is None:
+            return model
+        model = inner
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    layers = {
+        name: {"kind": _WORDS[type(module)], "config": module.config()}  # type: ignore[operator]
+        for name, module in model.named_modules()
+        if type(module) in _WORDS
+    }
+    graph = isinstance(model, fx.GraphModule) and "torchaccel_inputs" in model.meta
+    return {
+        "format": FORMAT,
+        "torchaccel": __version__,
+        "structure": "graph" if graph else "modules",
+        "inputs": model.meta["torchaccel_inputs"] if graph else [],
+        "layers": layers,
+    }
+
+
+def _compact(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous tensors, each stored once, indices in 16 bits where they fit; and which names share a tensor."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        if tensor.numel() and identity in first:
+            aliases[name] = first[identity]
+            continue
+        first[identity] = name
+        if name.rpartition(".")[2] == "columns" and tensor.dtype == torch.int32 and tensor.numel() and int(tensor.max()) < 1 << 15:
+            tensor = tensor.to(torch.int16)
+        kept = tensor.detach().cpu().contiguous()
+        stored[name] = kept.clone() if kept.untyped_storage().nbytes() != kept.nbytes else kept
+    return stored, aliases
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model that `optimize`, `accelerate` or `quantize_` made into one safetensors file.
+
+    The file is written under a temporary name and moved into place.
+
+    Args:
+        model: its weights are stored in their canonical form, independent of the machine.
+        path: of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Equivalent to `safetensors.torch.save_file(model.state_dict(), path)`, with what `load` needs to know beside it.
+    """
+    model, path = _bare(model), Path(path)
+    stored, aliases = _compact(model.state_dict())
+    metadata = json.dumps(_describe(model) | {"aliases": aliases})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(stored, temporary, {KEY: metadata})
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint says of itself, checked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, truncated, or not one that `save` wrote.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load: no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(KEY)
+    except SafetensorError as error:
+        raise ValueError(f"load: {path} is truncated or no safetensors file ({error})") from error
+    if raw is None:
+        raise ValueError(f"load: {path} has no '{KEY}' metadata; accepted are files that torchaccel.save wrote")
+    if len(raw) > MAX_METADATA:
+        raise ValueError(f"load: {path} has {len(raw)} bytes of metadata, accepted are at most {MAX_METADATA}")
+    try:
+        metadata = json.loads(raw)
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format {metadata['format']!r}, accepted is {FORMAT}")
+        if metadata["structure"] not in ("graph", "modules"):
+            raise ValueError(f"structure {metadata['structure']!r}, accepted are 'graph' and 'modules'")
+        for name, layer in metadata["layers"].items():
+            if layer["kind"] not in LAYERS:
+                raise ValueError(f"layer {name!r} is of the kind {layer['kind']!r}, accepted are {', '.join(LAYERS)}")
+            dict(layer["config"])
+        dict(metadata["aliases"]), list(metadata["inputs"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"load: the metadata of {path} is not torchaccel's: {error}") from error
+    return metadata
+
+
+def _tensors(path: str | os.PathLike[str], aliases: dict[str, str], device: torch.device) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"load: {path} is truncated or no safetensors file ({error})") from error
+    for name, tensor in state.items():
+        if name.rpartition(".")[2] == "columns" and tensor.dtype == torch.int16:
+            state[name] = tensor.to(torch.int32)
+    for name, source in aliases.items():
+        if source not in state:
+            raise ValueError(f"load: {path} lacks the tensor {source!r}, which {name!r} shares")
+        state[name] = state[source]
+    return state
+
+
+def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: Callable[[], nn.Module]) -> nn.Module:
+    """The model without weights, on the meta device."""
+    with torch.device("meta"):
+        model = model_fn().eval()
+        try:
+            built: nn.Module = skeleton(model, metadata["inputs"]) if metadata["structure"] == "graph" else model
+        except Untraceable as error:
+            raise ValueError(f"load: model_fn does not build the model of {path}: {error}") from error
+        for name, layer in metadata["layers"].items():
+            try:
+                built.get_submodule(name)
+                made = LAYERS[layer["kind"]](**layer["config"])
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"load: layer {name!r} of {path} does not fit the model of model_fn: {error}") from error
+            set_module(built, name, made)
+    return built
+
+
+def load(
+    path: str | os.PathLike[str], model_fn: Callable[[], nn.Module], device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Read a model that `save` wrote; it gives the same outputs, to the bit.
+
+    Args:
+        path: of the file.
+        model_fn: builds the float model without weights; called under the meta device.
+        device: where the weights go.
+
+    Returns:
+        The model in eval mode, packed for this machine.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is truncated, foreign or damaged, or one of another model.
+
+    Equivalent to `model = model_fn(); model.load_state_dict(safetensors.torch.load_file(path), assign=True)`.
+    """
+    metadata = read_metadata(path)
+    state = _tensors(path, metadata["aliases"], torch.device(device))
+    model = _rebuild(path, metadata, model_fn)
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"load: {path} does not fit the model of model_fn: {error}") from error
+    _fill_constants(model, model_fn, torch.device(device))
+    if isinstance(model, fx.GraphModule):
+        connect(model)
+    for module in model.modules():
+        if isinstance(module, QuantizeInt8):
+            module.to(device)
+    return model.eval()
+
+
+def _fill_constants(model: nn.Module, model_fn: Callable[[], nn.Module], device: torch.device) -> None:
+    """Buffers that no state dict holds were built on the meta device; take them from a real model."""
+    missing = {name for name, buffer in model.named_buffers() if buffer.device.type == "meta"}
+    if not missing:
+        return
+    for name, buffer in model_fn().named_buffers():
+        if name in missing:
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner)._buffers[last] = buffer.to(device)
+            missing.discard(name)
+    if missing:
+        raise ValueError(f"load: model_fn builds no values for {', '.join(sorted(missing))}")

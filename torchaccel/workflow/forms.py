@@ -1,0 +1,92 @@
+"""The dense forms of a model: what an optimized model has to beat, and what is returned where nothing beats it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to run the same dense model."""
+
+    name: str
+    model: nn.Module
+
+
+class Cast(nn.Module):
+    """Runs a model in another dtype or memory format, and gives outputs back in the dtype of the first input."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
+        super().__init__()
+        self.model, self.dtype, self.channels_last = model, dtype, channels_last
+
+    def forward(self, *inputs: Tensor) -> object:
+        outputs = self.model(*(self._prepare(x) for x in inputs))
+        if self.dtype is None:
+            return outputs
+        back = next((x.dtype for x in inputs if x.is_floating_point()), torch.float32)
+        return torch.utils._pytree.tree_map_only(Tensor, lambda y: y.to(back) if y.is_floating_point() else y, outputs)
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        if self.dtype is not None and x.is_floating_point():
+            x = x.to(self.dtype)
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
+
+
+def _channels_last(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    cast = copy.deepcopy(model)
+    if dtype is not None:
+        cast = cast.to(dtype)
+    return Cast(cast.to(memory_format=torch.channels_last), dtype, channels_last=True)
+
+
+def _compiled(model: nn.Module, **options: object) -> nn.Module:
+    return torch.compile(model, options={"freezing": True, **options})  # type: ignore[return-value]
+
+
+def _cpu_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    return {
+        "eager": lambda: model,
+        "channels_last": lambda: _channels_last(model),
+        "torch.compile, frozen": lambda: _compiled(model),
+    }
+
+
+def _cuda_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    forms = _cpu_forms(model)
+    for dtype in (torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        forms[f"channels_last {name}"] = lambda dtype=dtype: _channels_last(model, dtype)
+        forms[f"torch.compile, frozen, CUDA graphs, {name}"] = lambda dtype=dtype: _compiled(
+            _channels_last(model, dtype), **{"triton.cudagraphs": True}
+        )
+    return forms
+
+
+def dense_forms(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Form], dict[str, str]]:
+    """Build and run every dense form once.
+
+    Returns:
+        The forms that ran, and for each that did not its name and the reason.
+    """
+    builders = _cuda_forms(model) if inputs[0].device.type == "cuda" else _cpu_forms(model)
+    forms, failed = [], {}
+    for name, build in builders.items():
+        try:
+            form = Form(name, build())
+            with torch.no_grad():
+                form.model(*inputs)
+        except Exception as error:  # a form that cannot run (no compiler, an op it lacks) is a form less, and said so
+            if name == "eager":
+                raise
+            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:200]}"
+        else:
+            forms.append(form)
+    return forms, failed

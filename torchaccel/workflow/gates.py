@@ -1,0 +1,76 @@
+"""The accuracy gate: the most sensitive layers go back to dense until `evaluate` is satisfied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from torchaccel import measure
+from torchaccel.graph.choose import Choice
+from torchaccel.graph.connect import assemble
+from torchaccel.workflow.inputs import Evaluate, evaluated
+from torchaccel.workflow.progress import Progress
+
+
+def sensitivities(dense: nn.Module, winners: Mapping[str, nn.Module], inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """How far the model's output moves, relative to its size, when one layer alone is exchanged.
+
+    Equivalent to `(y - y_dense).norm() / y_dense.norm()`.
+    """
+    with measure.inference():
+        expected = _flat(dense(*inputs))
+        moved = {}
+        for name, module in winners.items():
+            given = _flat(assemble(dense, {name: module})(*inputs))
+            moved[name] = float((given - expected).norm() / expected.norm().clamp(min=1e-12))
+    return moved
+
+
+def _flat(outputs: object) -> Tensor:
+    leaves = [y for y in torch.utils._pytree.tree_leaves(outputs) if isinstance(y, Tensor) and y.is_floating_point()]
+    return torch.cat([y.flatten().to(torch.float32) for y in leaves])
+
+
+def hold_accuracy(
+    dense: nn.Module,
+    winners: Mapping[str, nn.Module],
+    choices: list[Choice],
+    inputs: tuple[Tensor, ...],
+    evaluate: Evaluate,
+    at_least: float,
+    progress: Progress,
+) -> tuple[nn.Module, list[Choice], float, list[str]]:
+    """Put 1, 2, 4, ... of the most sensitive layers back until `evaluate` reaches `at_least`, or none is left.
+
+    Returns:
+        The model, the choices as they are now, what `evaluate` gave last, and notes for the report.
+    """
+    fast = assemble(dense, winners)
+    with progress.step("checking accuracy", 1) as tick:
+        value = evaluated(evaluate, fast, "optimized")
+        tick()
+    if value >= at_least or not winners:
+        return fast, choices, value, []
+    moved = sensitivities(dense, winners, inputs)
+    order = sorted(winners, key=lambda name: moved[name], reverse=True)
+    back, group = 0, 1
+    with progress.step("putting layers back", len(order)) as tick:
+        while value < at_least and back < len(order):
+            for _ in range(min(group, len(order) - back)):
+                tick()
+            back, group = min(back + group, len(order)), group * 2
+            fast = assemble(dense, {name: winners[name] for name in winners if name not in order[:back]})
+            value = evaluated(evaluate, fast, "optimized")
+    restored = set(order[:back])
+    choices = [
+        replace(
+            choice, chosen="dense float", speedup=1.0, chosen_ms=choice.dense_ms,
+            reason=f"put back for accuracy: {choice.chosen} moved the output by {moved[choice.name]:.1%}",
+        )
+        if choice.name in restored else choice
+        for choice in choices
+    ]  # fmt: skip
+    return fast, choices, value, [f"{back} of {len(order)} layers were put back to dense for accuracy"]

@@ -1,0 +1,182 @@
+"""ta.optimize: from a trained model to a faster one, with a report that proves it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from torchaccel import measure
+from torchaccel.compress import (
+    Int8Dynamic,
+    Int8Static,
+    Int8WeightOnly,
+    Sparsity,
+    calibrate,
+    finalize_masks_,
+    int8_module,
+    pattern_of,
+    sparsify_,
+    why_kept,
+)
+from torchaccel.graph.cache import ChoiceCache
+from torchaccel.graph.choose import Choice
+from torchaccel.graph.connect import assemble
+from torchaccel.graph.prepare import Prepared, prepare
+from torchaccel.nn import InputRange
+from torchaccel.workflow.accelerate import Candidates, choose_layers, served
+from torchaccel.workflow.benchmark import Benchmark, benchmark
+from torchaccel.workflow.evidence import Evidence, build_report
+from torchaccel.workflow.gates import hold_accuracy
+from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
+from torchaccel.workflow.progress import Progress
+from torchaccel.workflow.result import Result
+
+Int8 = Int8Static | Int8Dynamic | Int8WeightOnly
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    sparsity: Sparsity | None = None,
+    int8: Int8 | None = Int8Static(),  # noqa: B008 (frozen)
+    calibration: Iterable[object] | None = None,
+    evaluate: Evaluate | None = None,
+    finetune: Callable[[nn.Module, int], None] | None = None,
+    max_drop: float = 0.005,
+    min_speedup: float = 1.0,
+) -> Result:
+    """Prune, quantize and accelerate a trained model, and keep only what is measured faster and still accurate.
+
+    The steps: prune in the steps of `sparsity` with `finetune` after each; fold and fuse; calibrate; time every layer's
+    forms and keep the fastest; put sensitive layers back until the accuracy holds; compare the whole model with the
+    fastest dense form of the model that was given. Where that comparison fails, the dense form is returned.
+
+    Args:
+        model: trained; it stays as it is, in weights and mode.
+        example_inputs: a tuple of tensors, the batch first, of the shapes to be fast at; other batch sizes work too.
+        sparsity: the pattern, the amount and the steps of pruning, or None.
+        int8: `Int8Static`, `Int8Dynamic` or `Int8WeightOnly`, or None.
+        calibration: batches for `Int8Static`, each a tensor or a tuple whose first item is the input; without it the
+            example inputs serve, and the report says so.
+        evaluate: `evaluate(model) -> float`, higher is better; without it there is no accuracy gate.
+        finetune: `finetune(model, step) -> None` trains the pruned model in place; the masks hold.
+        max_drop: how much lower than before `evaluate` may end, in its own unit.
+        min_speedup: what the lower end of the measured speed-up's 95% interval must reach.
+
+    Returns:
+        A Result: `model`, `report` and whether both gates `passed`.
+
+    Raises:
+        ValueError: an argument that is not as described, or an `evaluate` that returns no finite number.
+        RuntimeError: `evaluate` or `finetune` raised; the message names it and the cause is attached.
+
+    Equivalent to nothing in PyTorch; it takes the place of `torch.compile(model, options={"freezing": True})`.
+    """
+    check_inputs(example_inputs)
+    check_fraction("max_drop", max_drop, 0.0, float("inf"))
+    check_fraction("min_speedup", min_speedup, 0.0, float("inf"))
+    if finetune is not None and sparsity is None:
+        raise ValueError("finetune: given without sparsity, accepted only with it, since it is called after each pruning step")
+    progress = Progress()
+    notes: list[str] = []
+    original = copy.deepcopy(model).eval()
+    before = None if evaluate is None else evaluated(evaluate, original, "original")
+
+    work = copy.deepcopy(original)
+    if sparsity is not None:
+        _prune(work, sparsity, finetune, progress)
+    after_pruning = None if evaluate is None or sparsity is None else evaluated(evaluate, work, "pruned")
+    if after_pruning is not None:
+        notes.append(f"after pruning, in float: {after_pruning:.4f}")
+
+    prepared = prepare(work, example_inputs, protected=why_kept(work))
+    if prepared.note is not None:
+        notes.append(prepared.note)
+    if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
+        notes.append("calibrated on example_inputs alone, for want of calibration batches")
+    candidates = _candidates(prepared, int8, calibration or [example_inputs], example_inputs[0].device, progress)
+    winners, choices = choose_layers(prepared, candidates, example_inputs, ChoiceCache(), progress)
+
+    fast = assemble(prepared.dense, winners)
+    accuracy_passed, after = True, None
+    if evaluate is not None and before is not None:
+        fast, choices, after, restored = hold_accuracy(
+            prepared.dense, winners, choices, example_inputs, evaluate, before - max_drop, progress
+        )
+        accuracy_passed = before - after <= max_drop
+        notes.extend(restored)
+
+    with progress.step("timing dense forms", 1) as tick:
+        forms = benchmark(original, example_inputs)
+        tick()
+    with progress.step("timing the result", 1) as tick, measure.inference():
+        trials = measure.compare(
+            lambda: forms.best.model(*example_inputs), lambda: fast(*example_inputs), budget_s=6.0, min_pairs=21
+        )
+        tick()
+    evidence = Evidence(
+        model=type(model).__name__, original=original, optimized=fast, forms=forms, trials=trials, choices=choices,
+        accuracy=(before, after), accuracy_passed=accuracy_passed, max_drop=max_drop, min_speedup=min_speedup,
+        notes=notes, device=example_inputs[0].device,
+    )  # fmt: skip
+    passed = evidence.accuracy_passed and evidence.speed_passed
+    return Result(fast if passed else forms.best.model, build_report(evidence), passed)
+
+
+def _prune(
+    model: nn.Module, sparsity: Sparsity, finetune: Callable[[nn.Module, int], None] | None, progress: Progress
+) -> None:
+    steps = sparsity.steps or (sparsity.amount,)
+    with progress.step("pruning", len(steps)) as tick:
+        for step, amount in enumerate(steps):
+            sparsify_(model, replace(sparsity, amount=amount, steps=None))
+            if finetune is not None:
+                try:
+                    finetune(model, step)
+                except Exception as error:
+                    raise RuntimeError(f"finetune raised {type(error).__name__} in step {step}: {error}") from error
+            tick()
+    finalize_masks_(model.eval())
+
+
+def _candidates(
+    prepared: Prepared, int8: Int8 | None, batches: Iterable[object], device: torch.device, progress: Progress
+) -> Candidates:
+    """Each layer's other forms, the sparse one first."""
+    ranges: dict[str, InputRange] = {}
+    if isinstance(int8, Int8Static):
+        with progress.step("calibrating", 1) as tick:
+            ranges = calibrate(prepared.dense, prepared.names, batches, int8)
+            tick()
+    alternatives: dict[str, list[nn.Module]] = {}
+    kept: dict[str, str] = {}
+    for name in prepared.names:
+        dense = prepared.dense.get_submodule(name)
+        pattern = pattern_of(dense.weight)
+        made: list[nn.Module] = []
+        reasons: list[str] = []
+        for form in (pattern, None) if pattern is not None else (None,):
+            if int8 is None:
+                reasons.append("kept dense: int8 was not asked for")
+                continue
+            try:
+                module = int8_module(dense, int8, ranges.get(name), pattern=form)
+            except ValueError as error:
+                reasons.append(f"kept dense: {error}")
+                continue
+            module.fuse_activation(dense.activation)  # type: ignore[operator]
+            reason = served(module, device)
+            if reason is None:
+                made.append(module)
+            else:
+                reasons.append(reason)
+        if made:
+            alternatives[name] = made
+        else:
+            kept[name] = reasons[-1]
+    return Candidates(alternatives, kept)
