@@ -1,0 +1,49 @@
+"""The interval is an interval of the median, and comparisons pair their samples."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from torchaccel import measure
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    generator = random.Random(0)
+    hits = 0
+    for _ in range(1000):
+        low, high = measure.median_interval([generator.expovariate(1.0) for _ in range(25)])
+        hits += low <= 0.6931 <= high
+    assert 930 <= hits <= 995
+
+
+@pytest.mark.parametrize("values", [[3.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+def test_few_samples_give_their_whole_range(values: list[float]) -> None:
+    assert measure.median_interval(values) == (min(values), max(values))
+
+
+def test_six_samples_are_the_fewest_that_say_anything() -> None:
+    # P(all six on one side) = 2 / 64 < 5%, so the range itself is the interval; nine may drop one on each side.
+    assert measure.median_interval([1, 2, 3, 4, 5, 6]) == (1, 6)
+    assert measure.median_interval([1, 2, 3, 4, 5, 6, 7, 8, 9]) == (2, 8)
+
+
+def test_a_comparison_calls_both_in_turns_and_reports_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def step(name: str, cost: float):
+        def run() -> None:
+            calls.append(name)
+            clock[0] += cost
+
+        return run
+
+    result = measure.compare(step("slow", 0.006), step("fast", 0.002), budget_s=0.2)
+    assert result.speedup == pytest.approx(3.0) and result.low == pytest.approx(3.0) == result.high
+    assert result.baseline_median_ms == pytest.approx(6.0) and result.candidate_median_ms == pytest.approx(2.0)
+    assert len(result.baseline_ms) == len(result.candidate_ms) >= 9
+    timed = calls[-8:]
+    assert timed.count("slow") == timed.count("fast") == 4
+    assert any(a == b for a, b in zip(timed, timed[1:], strict=False)), "which goes first should alternate"
