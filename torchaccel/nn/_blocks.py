@@ -8,7 +8,9 @@ from torch import Tensor
 from torchaccel.ops import _check, blocks
 
 
-def block_grid(owner: str, pattern: str, out_channels: int, in_channels: int, kernel: tuple[int, int]) -> tuple[int, int]:
+def block_grid(
+    owner: str, pattern: str, out_channels: int, in_channels: int, kernel: tuple[int, int]
+) -> tuple[int, int]:
     """(block rows, blocks per row) of a weight, or ValueError where its channels do not fit the pattern."""
     rows, columns = blocks.block_of(pattern)
     if (reason := blocks.fits(pattern, out_channels, in_channels)) is not None:
@@ -16,7 +18,9 @@ def block_grid(owner: str, pattern: str, out_channels: int, in_channels: int, ke
     return out_channels // rows, in_channels // columns * kernel[0] * kernel[1]
 
 
-def empty(owner: str, pattern: str, count: int, grid: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def empty(
+    owner: str, pattern: str, count: int, grid: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """`count` blocks of zeros, spread evenly over the rows: valid (values, columns, row_offsets) of the right sizes."""
     rows, width = grid
     if not 0 <= count <= rows * width:
@@ -25,7 +29,11 @@ def empty(owner: str, pattern: str, count: int, grid: tuple[int, int], dtype: to
     position = torch.arange(count)
     row = torch.searchsorted(row_offsets[1:], position, right=True)
     columns = position - row_offsets[row]
-    return torch.zeros(count, *blocks.block_of(pattern), dtype=dtype), columns.to(torch.int32), row_offsets.to(torch.int32)
+    return (
+        torch.zeros(count, *blocks.block_of(pattern), dtype=dtype),
+        columns.to(torch.int32),
+        row_offsets.to(torch.int32),
+    )
 
 
 def check_state(owner: str, state: dict[str, Tensor], width: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -38,7 +37,14 @@ class Int8Module(PackedModule):
     derived = ("colsum", "packed")
 
     def __init__(
-        self, out_channels: int, bias: bool, activation: str, input: str, input_dtype: str, output_dtype: str, int8_residual: bool
+        self,
+        out_channels: int,
+        bias: bool,
+        activation: str,
+        input: str,
+        input_dtype: str,
+        output_dtype: str,
+        int8_residual: bool,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -82,7 +88,9 @@ class Int8Module(PackedModule):
         """Apply an activation ("relu", "gelu", "silu") as the last step, in the same pass."""
         _check.known_activation(type(self).__name__, name)
         if self.activation != "none":
-            _check.fail(type(self).__name__, f"activation is already {self.activation!r}, cannot fuse {name!r} after it")
+            _check.fail(
+                type(self).__name__, f"activation is already {self.activation!r}, cannot fuse {name!r} after it"
+            )
         self.activation = name
 
     def set_input(self, scale: float, zero_point: int, dtype: torch.dtype) -> None:
@@ -164,11 +172,17 @@ class Int8Module(PackedModule):
             if x.dtype != self.input_dtype:
                 _check.fail(type(self).__name__, f"x is {x.dtype}, accepted are {self.input_dtype} and float types")
             return x, self.input_scale, self.input_zero_point
-        return quantize_int8(x, self.input_scale, self.input_zero_point, self.input_dtype), self.input_scale, self.input_zero_point
+        return (
+            quantize_int8(x, self.input_scale, self.input_zero_point, self.input_dtype),
+            self.input_scale,
+            self.input_zero_point,
+        )
 
     def _refuse_int8(self, x: Tensor) -> None:
         if x.dtype in _check.INT8:
-            _check.fail(type(self).__name__, f"x is {x.dtype}, but the input is quantized dynamically; accepted are float types")
+            _check.fail(
+                type(self).__name__, f"x is {x.dtype}, but the input is quantized dynamically; accepted are float types"
+            )
 
     def _out_dtype(self, x: Tensor) -> torch.dtype:
         if self.output_dtype == torch.float32 and x.dtype in _HALVES:

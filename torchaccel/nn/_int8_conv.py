@@ -61,10 +61,14 @@ class Int8Conv(Int8Module):
     def _quantize_per_image(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C, H, W] float as int8 in channels_last, with one scale and zero point per image."""
         n, c, height, width = x.shape
-        rows, scale, zero_point = ops.quantize_int8_dynamic(x.permute(0, 2, 3, 1).reshape(n, height * width * c), self.input_dtype)
+        rows, scale, zero_point = ops.quantize_int8_dynamic(
+            x.permute(0, 2, 3, 1).reshape(n, height * width * c), self.input_dtype
+        )
         return rows.view(n, height, width, c).permute(0, 3, 1, 2), scale, zero_point
 
-    def _call(self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    def _call(
+        self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

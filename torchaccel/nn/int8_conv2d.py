@@ -97,7 +97,9 @@ class Int8Conv2d(Int8Conv):
         self.colsum = self.weight.sum((1, 2, 3), dtype=torch.int32)
         self.packed = ops.pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.groups)
 
-    def _call(self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    def _call(
+        self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
         return ops.int8_conv2d(
             a, self.weight, scale_a, self.scale, zero_point, self.bias,
             residual, self.residual_scale, self.residual_zero_point,

@@ -77,7 +77,9 @@ class Int8LinearWeightOnly(PackedModule):
         """Apply an activation ("relu", "gelu", "silu") as the last step, in the same pass."""
         _check.known_activation("Int8LinearWeightOnly", name)
         if self.activation != "none":
-            _check.fail("Int8LinearWeightOnly", f"activation is already {self.activation!r}, cannot fuse {name!r} after it")
+            _check.fail(
+                "Int8LinearWeightOnly", f"activation is already {self.activation!r}, cannot fuse {name!r} after it"
+            )
         self.activation = name
 
     def check_state(self, state: dict[str, Tensor]) -> None:

@@ -127,7 +127,9 @@ class SparseInt8Conv2d(Int8Conv):
         """The share of the weights that is pruned, 0 to 1."""
         return 1.0 - self.values.shape[0] / (self.grid[0] * self.grid[1])
 
-    def _call(self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    def _call(
+        self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
         return ops.sparse_int8_conv2d(
             a, self.values, self.columns, self.row_offsets, self.kernel_size, scale_a, self.scale, zero_point, self.bias,
             residual, self.residual_scale, self.residual_zero_point,

@@ -1,0 +1,98 @@
+"""calibrate: the range of each layer's input, observed while the model runs on calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchaccel.compress.configs import Int8Static
+from torchaccel.compress.observers import OBSERVERS, MinMaxObserver
+from torchaccel.nn import InputRange
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode without gradients; each module's own training flag comes back."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def input_of(batch: Any) -> Tensor:
+    """The model's input in a calibration batch: the tensor, or the first item of a tuple or list."""
+    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"calibration: a batch is {type(batch).__name__} holding {type(x).__name__}, accepted is a tensor or a tuple whose "
+            "first item is the input tensor"
+        )
+    return x
+
+
+def _hook(name: str, observer: MinMaxObserver) -> Callable:
+    def observe(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        try:
+            observer.observe(x.detach())
+        except ValueError as error:
+            raise ValueError(
+                f"calibration: layer {name!r}: {error}; calibrate with inputs on which the model is finite"
+            ) from None
+
+    return observe
+
+
+def calibrate(
+    model: nn.Module, names: Sequence[str], batches: Iterable, config: Int8Static | None = None
+) -> dict[str, InputRange]:
+    """Run the model on batches and find the range of the input of each named layer.
+
+    Args:
+        model: float; run in eval mode without gradients, on the device of its parameters. Hooks and training flags are
+            as before when this returns or raises.
+        names: of submodules, as in `model.named_modules()`.
+        batches: yields tensors, or tuples whose first item is the model's input.
+        config: which observer, and how many batches at most.
+
+    Returns:
+        The range by name, for the layers that were reached; uint8, with zero point 0 where no input was negative.
+
+    Raises:
+        ValueError: no batch, a batch without an input tensor, or a layer that saw NaN or an infinity.
+        AttributeError: a name that the model lacks.
+
+    Source: min-max and mean-squared-error range setting as surveyed in Nagel et al., A White Paper on Neural Network
+    Quantization, 2021, section 3.1.
+    """
+    config = Int8Static() if config is None else config
+    observers = {name: OBSERVERS[config.observer]() for name in names}
+    seen: set[str] = set()
+    device = next((p.device for p in model.parameters()), None)
+    handles = []
+    try:
+        for name, observer in observers.items():
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(_hook(name, observer), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: seen.add(name)))
+        count = 0
+        with evaluating(model):
+            for batch in islice(batches, config.batches):
+                x = input_of(batch)
+                model(x if device is None else x.to(device))
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count == 0:
+        raise ValueError("calibration: it holds no batch, accepted is at least one")
+    return {name: observer.range() for name, observer in observers.items() if name in seen}

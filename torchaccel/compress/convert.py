@@ -1,0 +1,63 @@
+"""int8_module: one float layer as its int8 counterpart, or the reason why there is none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from torchaccel.compress.configs import Int8Config, Int8Static, Int8WeightOnly, check_config
+from torchaccel.nn import InputRange, Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why a layer is no plain linear or convolution that int8 can stand in for, or None."""
+    kind = next((k for k in (nn.Linear, nn.Conv2d) if isinstance(module, k)), None)
+    if kind is None:
+        return f"{type(module).__name__} has no int8 counterpart"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "its shape is not known yet: run the model once"
+    if type(module).forward is not kind.forward:
+        return f"{type(module).__name__} has a forward of its own"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks, which a swap would drop"
+    if module.weight.dtype not in _FLOATS:
+        return f"its weight is {module.weight.dtype}, accepted are float32, float16 and bfloat16"
+    return None
+
+
+def int8_module(
+    module: nn.Module, config: Int8Config, input_range: InputRange | None = None, pattern: str | None = None
+) -> nn.Module:
+    """The int8 counterpart of a linear or convolution layer.
+
+    Args:
+        module: `nn.Linear` or `nn.Conv2d`; unchanged. The int8 weights are a copy.
+        config: which kind of int8.
+        input_range: of the layer's input, needed for `Int8Static`, unused otherwise.
+        pattern: "1x4" or "4x4" keeps only the blocks of a pruned convolution that are not zero; None is dense.
+
+    Raises:
+        ValueError: with the reason where there is no counterpart.
+    """
+    check_config("int8_module", config)
+    if (reason := why_not(module)) is not None:
+        raise ValueError(reason)
+    if isinstance(config, Int8WeightOnly):
+        if not isinstance(module, nn.Linear):
+            raise ValueError("weight-only int8 serves linear layers")
+        return Int8LinearWeightOnly.from_float(module)
+    if isinstance(config, Int8Static):
+        if input_range is None:
+            raise ValueError("no calibration batch reached it")
+    else:
+        input_range = None
+    if isinstance(module, nn.Linear):
+        if pattern is not None:
+            raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve convolutions")
+        return Int8Linear.from_float(module, input_range)
+    assert isinstance(module, nn.Conv2d)
+    if pattern is not None:
+        return SparseInt8Conv2d.from_float(module, pattern, input_range)
+    return Int8Conv2d.from_float(module, input_range)
