@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torchaccel.report import _format
 
 Data = Mapping[str, Any]
+
+_RATIO = re.compile(r"\b\d+(?:\.\d+)?x\b")
 Outcome = Literal["faster", "nothing won", "unproven"]
 
 
@@ -44,7 +47,7 @@ def headline(data: Data) -> str:
         case "nothing won":
             return f"Nothing was faster than the best dense form of the model ({best}), so that form is returned."
         case _:
-            return f"Measured at {speedup} of the best dense form ({best}): not shown to be faster."
+            return f"Measured at {speedup} the speed of the best dense form ({best}): not shown to be faster."
 
 
 def size_change(data: Data) -> str:
@@ -68,7 +71,8 @@ def interval(data: Data) -> str:
 
 def _speed_gate(data: Data, gates: Data) -> Verdict:
     demanded, ci = gates.get("min_speedup"), data.get("speedup_ci95")
-    shown = f"the lower end of the 95% interval is {_format.ratio(ci[0])}" if ci else f"the speed-up is {_format.ratio(data['speedup'])}"
+    figure = _format.ratio(ci[0] if ci else data["speedup"])
+    shown = f"the lower end of the 95% interval is {figure}" if ci else f"the speed-up is {figure}"
     text = shown if demanded is None else f"{shown}; at least {_format.ratio(demanded)} is demanded"
     return Verdict("speed", gates.get("speed_passed"), text)
 
@@ -76,7 +80,8 @@ def _speed_gate(data: Data, gates: Data) -> Verdict:
 def _accuracy_gate(data: Data, gates: Data) -> Verdict:
     before, after = data["baseline"]["accuracy"], data["optimized"]["accuracy"]
     if before is None or after is None:
-        return Verdict("accuracy", gates.get("accuracy_passed"), "accuracy was not measured, because no evaluation was given")
+        text = "accuracy was not measured, because no evaluation was given"
+        return Verdict("accuracy", gates.get("accuracy_passed"), text)
     text = f"{_format.percent(before)} before, {_format.percent(after)} after"
     if gates.get("max_drop") is not None:
         text += f"; a drop of up to {100 * gates['max_drop']:.2f} points is allowed"
@@ -90,12 +95,21 @@ def verdicts(data: Data) -> list[Verdict]:
 
 
 def kept_dense(layers: Sequence[Data]) -> dict[str, list[str]]:
-    """The names of the layers that stayed dense, by reason, the most frequent reason first."""
-    groups: dict[str, list[str]] = {}
+    """The names of the layers that stayed dense, by reason, the most frequent reason first.
+
+    Reasons that differ only in the ratio measured are one: "kept dense: 0.81x to 0.97x at N=1".
+    """
+    groups: dict[str, list[tuple[str, list[str]]]] = {}
     for layer in layers:
         if is_dense(layer):
-            groups.setdefault(layer["reason"] or "no reason given", []).append(layer["name"])
-    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+            reason = layer["reason"] or "no reason given"
+            groups.setdefault(_RATIO.sub("{}", reason, count=1), []).append((layer["name"], _RATIO.findall(reason)[:1]))
+    merged = {}
+    for pattern, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        ratios = sorted({ratio for _, found in members for ratio in found}, key=lambda text: float(text[:-1]))
+        reach = " to ".join(dict.fromkeys((ratios[0], ratios[-1]))) if ratios else "{}"
+        merged[pattern.replace("{}", reach, 1)] = [name for name, _ in members]
+    return merged
 
 
 def dense_forms(data: Data) -> list[Data]:

@@ -15,6 +15,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def rate(value: float) -> str:
+    """Samples a second."""
     return f"{value:,.0f}/s" if value >= 100 else f"{value:.3g}/s"
 
 

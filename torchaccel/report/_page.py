@@ -29,7 +29,11 @@ ENVIRONMENT_LABELS = {
 def _template() -> Template:
     # Everything is escaped: layer and model names come from the user's code or from a file.
     environment = Environment(
-        loader=PackageLoader("torchaccel.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("torchaccel.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "ms": _format.milliseconds,
@@ -39,6 +43,8 @@ def _template() -> Template:
         "ratio": lambda value: _times(_format.ratio(value)),
         "shape": lambda value: _times(_format.shape(value)),
         "times": _times,
+        # Layers of one block differ at the end of their names.
+        "tail": lambda text, length: text if len(text) <= length else "…" + text[1 - length :],
         "plural": _format.plural,
         "is_dense": _facts.is_dense,
     }
@@ -75,6 +81,7 @@ def render(data: Mapping[str, Any]) -> str:
         outcome=_facts.outcome(data),
         headline=_facts.headline(data),
         interval=_facts.interval(data),
+        rates=" to ".join(dict.fromkeys(_format.rate(data[form]["throughput"]) for form in ("baseline", "optimized"))),
         size_change=_facts.size_change(data),
         accuracy_change=_facts.accuracy_change(data),
         machine=_facts.machine(data),

@@ -15,7 +15,28 @@ from torchaccel.report import _facts, _format
 
 Data = Mapping[str, Any]
 
-RATIO_TICKS = (0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 50.0, 100.0, 200.0)
+RATIO_TICKS = (
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    0.7,
+    0.8,
+    0.9,
+    1.0,
+    1.1,
+    1.2,
+    1.5,
+    2.0,
+    3.0,
+    5.0,
+    8.0,
+    12.0,
+    20.0,
+    50.0,
+    100.0,
+    200.0,
+)
 PLOT_HEIGHT = 190
 
 
@@ -23,7 +44,13 @@ def bars(rows: Sequence[tuple[str, float | None, str, str, str]]) -> list[dict[s
     """Horizontal bars from zero; a row is (label, value or None, the value's text, a style, a note)."""
     top = max((value for _, value, *_ in rows if value), default=1.0)
     return [
-        {"label": label, "width": None if value is None else 100 * value / top, "text": text, "style": style, "note": note}
+        {
+            "label": label,
+            "width": None if value is None else 100 * value / top,
+            "text": text,
+            "style": style,
+            "note": note,
+        }
         for label, value, text, style, note in rows
     ]
 
@@ -33,7 +60,9 @@ def latency(data: Data) -> list[dict[str, Any]]:
     best, after = data["baseline"], data["optimized"]
     rows: list[tuple[str, float | None, str, str, str]] = []
     if _facts.outcome(data) != "nothing won":
-        rows.append((after["form"], after["latency_ms"], _format.milliseconds(after["latency_ms"]), "after", "optimized"))
+        rows.append(
+            (after["form"], after["latency_ms"], _format.milliseconds(after["latency_ms"]), "after", "optimized")
+        )
     for form in _facts.dense_forms(data):
         is_best = form["form"] == best["form"]
         value = best["latency_ms"] if is_best else form["latency_ms"]
@@ -47,12 +76,8 @@ def sizes(data: Data) -> list[dict[str, Any]] | None:
     before, after = data["baseline"]["size_bytes"], data["optimized"]["size_bytes"]
     if before is None or after is None:
         return None
-    return bars(
-        [
-            ("optimized", after, _format.size(after), "after", ""),
-            ("dense", before, _format.size(before), "best", ""),
-        ]
-    )
+    rows = [("optimized", after, _format.size(after), "after", ""), ("dense", before, _format.size(before), "best", "")]
+    return bars(rows[1:] if _facts.outcome(data) == "nothing won" else rows)
 
 
 def accuracy(data: Data) -> dict[str, Any] | None:
@@ -64,10 +89,14 @@ def accuracy(data: Data) -> dict[str, Any] | None:
     span = max(abs(after - before), allowed or 0.0, 0.001)
     low, high = max(0.0, min(before - span, after) - 0.5 * span), min(1.0, max(before, after) + 0.5 * span)
     at = _linear(low, high)
+    band = None
+    if allowed is not None:
+        left = at(max(low, before - allowed))
+        band = {"x": left, "width": at(before) - left}
     return {
         "before": at(before),
         "after": at(after),
-        "allowed": None if allowed is None else {"x": at(max(low, before - allowed)), "width": at(before) - at(max(low, before - allowed))},
+        "allowed": band,
         "low": _format.percent(low),
         "high": _format.percent(high),
     }
@@ -100,7 +129,10 @@ def _density(values: Sequence[float], low: float, high: float, steps: int = 160)
 def trials(data: Data) -> dict[str, Any] | None:
     """The distribution of single measurements, one ridge each on a common axis."""
     given = data.get("trials") or {}
-    series = [("dense", "best", given.get("baseline_ms")), ("optimized", "after", given.get("optimized_ms"))]
+    series: list[tuple[str, str, list[float]]] = [
+        ("dense", "best", given.get("baseline_ms") or []),
+        ("optimized", "after", given.get("optimized_ms") or []),
+    ]
     if not all(values for *_, values in series):
         return None
 
@@ -133,10 +165,15 @@ def trials(data: Data) -> dict[str, Any] | None:
     return {"ridges": ridges, "axis": axis}
 
 
+def _slot(i: int, layers: Sequence[Data]) -> dict[str, Any]:
+    share = 100 / len(layers)
+    return {"layer": layers[i], "index": i + 1, "slot_x": share * i, "slot_width": share, "centre": share * (i + 0.5)}
+
+
 def layer_speedups(layers: Sequence[Data]) -> dict[str, Any] | None:
     """A column a layer, up or down from 1x on a logarithmic axis: twice as fast and half as fast look alike."""
     values = [layer["speedup"] for layer in layers if layer["speedup"] is not None]
-    if not values:
+    if not values or all(value == 1 for value in values):
         return None
     low, high = min(0.9, min(values)), max(1.1, max(values))
     reach = math.log(high / low)
@@ -148,11 +185,11 @@ def layer_speedups(layers: Sequence[Data]) -> dict[str, Any] | None:
     columns = []
     for i, layer in enumerate(layers):
         speedup = layer["speedup"]
-        column: dict[str, Any] = {"x": 100 * (i + 0.15) / len(layers), "width": 70 / len(layers), "layer": layer, "index": i + 1}
-        column |= {"slot_x": 100 * i / len(layers), "slot_width": 100 / len(layers), "centre": 100 * (i + 0.5) / len(layers)}
+        column = _slot(i, layers) | {"x": 100 * (i + 0.15) / len(layers), "width": 70 / len(layers)}
         if speedup is not None:
             top, bottom = min(y(speedup), y(1)), max(y(speedup), y(1))
-            column |= {"y": min(top, y(1) - 1), "height": max(bottom - top, 2)}
+            thin = max(0.0, 4 - (bottom - top))  # a layer at 1x still shows
+            column |= {"y": top - thin / 2, "height": bottom - top + thin}
         column["style"] = "dense" if _facts.is_dense(layer) else "after"
         columns.append(column)
     inside = [tick for tick in RATIO_TICKS if low <= tick <= high]
@@ -164,7 +201,7 @@ def layer_speedups(layers: Sequence[Data]) -> dict[str, Any] | None:
 
 
 def layer_times(layers: Sequence[Data]) -> dict[str, Any] | None:
-    """Two columns a layer, dense and chosen, in ms: where the time goes."""
+    """A column for the dense time of each layer, in ms, and one beside it where an accelerated kernel was chosen."""
     known = [layer for layer in layers if layer.get("dense_ms") is not None and layer.get("chosen_ms") is not None]
     if not known:
         return None
@@ -172,11 +209,19 @@ def layer_times(layers: Sequence[Data]) -> dict[str, Any] | None:
     scale = PLOT_HEIGHT / high
     columns = []
     for i, layer in enumerate(layers):
-        column: dict[str, Any] = {"layer": layer, "index": i + 1, "centre": 100 * (i + 0.5) / len(layers)}
-        column |= {"slot_x": 100 * i / len(layers), "slot_width": 100 / len(layers)}
-        pair = (("best", layer.get("dense_ms")), ("after", layer.get("chosen_ms")))
+        column = _slot(i, layers)
+        pair = [("best", layer.get("dense_ms"))]
+        if not _facts.is_dense(layer):
+            pair.append(("after", layer.get("chosen_ms")))
+        left = 0.5 - 0.185 * len(pair)
         column["pair"] = [
-            {"x": 100 * (i + 0.14 + 0.37 * k) / len(layers), "width": 35 / len(layers), "y": PLOT_HEIGHT - ms * scale, "height": ms * scale, "style": style}
+            {
+                "x": 100 * (i + left + 0.37 * k) / len(layers),
+                "width": 35 / len(layers),
+                "y": PLOT_HEIGHT - ms * scale,
+                "height": ms * scale,
+                "style": style,
+            }
             for k, (style, ms) in enumerate(pair)
             if ms is not None
         ]

@@ -29,11 +29,12 @@ def _flag(where: str, value: Any) -> bool:
 
 def _number(accepted: str, low: float, high: float = math.inf, *, open_low: bool = False) -> Rule:
     def rule(where: str, value: Any) -> float:
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, Real) or isinstance(value, bool):
             _fail(where, value, accepted)
-        if value > high or value < low or (open_low and value == low):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
             _fail(where, value, accepted)
-        return int(value) if isinstance(value, Integral) else float(value)
+        return number
 
     return rule
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchaccel.report import _facts, _format
@@ -11,7 +11,7 @@ from torchaccel.report import _facts, _format
 WIDTH = 80
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Columns aligned: the first to the left, the numbers to the right, the last one free."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
@@ -45,12 +45,18 @@ def summary(data: Mapping[str, Any]) -> str:
         ("", "dense", "optimized", ""),
         ("latency", _format.milliseconds(before["latency_ms"]), _format.milliseconds(after["latency_ms"]), speed),
         ("rate", _format.rate(before["throughput"]), _format.rate(after["throughput"]), ""),
-        ("accuracy", _format.percent(before["accuracy"]), _format.percent(after["accuracy"]), _facts.accuracy_change(data)),
+        (
+            "accuracy",
+            _format.percent(before["accuracy"]),
+            _format.percent(after["accuracy"]),
+            _facts.accuracy_change(data),
+        ),
         ("size", _format.size(before["size_bytes"]), _format.size(after["size_bytes"]), _facts.size_change(data)),
     ]
     lines = [f"{data.get('model') or 'model'}: {_facts.headline(data)}"]
     lines = [*textwrap.wrap(lines[0], WIDTH), _facts.machine(data), "", *_table(rows), ""]
-    lines += [f"form      {before['form']} -> {after['form']}"]
+    same = before["form"] == after["form"]
+    lines += _wrapped("form      ", f"{before['form']}, unchanged" if same else f"{before['form']} -> {after['form']}")
     for verdict in _facts.verdicts(data):
         lines += _wrapped("gate      ", f"{verdict.gate} {verdict.word}: {verdict.text}")
     for note in (data.get("gates") or {}).get("notes", []):
