@@ -33,8 +33,8 @@ def input_of(batch: Any) -> Tensor:
     x = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(x, Tensor):
         raise ValueError(
-            f"calibration: a batch is {type(batch).__name__} holding {type(x).__name__}, accepted is a tensor or a tuple whose "
-            "first item is the input tensor"
+            f"calibration: a batch is {type(batch).__name__} holding {type(x).__name__}, accepted is a tensor or a "
+            "tuple whose first item is the input tensor"
         )
     return x
 

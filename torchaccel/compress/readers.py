@@ -73,7 +73,7 @@ def why_kept(model: nn.Module) -> dict[str, str]:
     """
     readers: dict[int, str] = {}
     for module in model.modules():
-        for path in _weight_reads(type(module)):
+        for path in _weight_reads(type(module)):  # type: ignore[arg-type]
             child: object = module
             for part in path.split("."):
                 child = getattr(child, part, None)

@@ -34,7 +34,17 @@ class Int8Module(PackedModule):
     """
 
     op = ""
-    derived = ("colsum", "packed")
+    derived: tuple[str, ...] = ("colsum", "packed")
+    scale: Tensor
+    bias: Tensor | None
+    input_scale: Tensor
+    input_zero_point: Tensor
+    output_scale: Tensor | None
+    output_zero_point: Tensor | None
+    residual_scale: Tensor | None
+    residual_zero_point: Tensor | None
+    colsum: Tensor | None
+    packed: Tensor | None
 
     def __init__(
         self,
@@ -94,7 +104,7 @@ class Int8Module(PackedModule):
         self.activation = name
 
     def set_input(self, scale: float, zero_point: int, dtype: torch.dtype) -> None:
-        """Quantize the input with this static scale; the quantization of the layer that feeds it, if that emits int8."""
+        """Quantize the input with this static scale, which an int8 input must have as well."""
         InputRange(scale, zero_point, dtype)
         self.input, self.input_dtype = "static", dtype
         self._set_range("input", scale, zero_point)
@@ -118,7 +128,7 @@ class Int8Module(PackedModule):
 
     def input_range(self) -> InputRange | None:
         """The static quantization of the input, or None where it is dynamic."""
-        if self.input_scale is None:
+        if self.input == "dynamic":
             return None
         return InputRange(float(self.input_scale), int(self.input_zero_point), self.input_dtype)
 

@@ -1,4 +1,4 @@
-"""Int8Conv: what the dense and the sparse int8 convolution share: geometry, and inputs quantized per tensor or image."""
+"""Int8Conv: what the dense and the sparse int8 convolution share: geometry, and how the input is quantized."""
 
 from __future__ import annotations
 

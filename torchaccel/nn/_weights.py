@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torchaccel.ops import _check
+
+L = TypeVar("L", nn.Linear, nn.Conv2d)
 
 
 def quantize_weight(owner: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +74,8 @@ def symmetric_padding(owner: str, conv: nn.Conv2d) -> tuple[int, int]:
         if any(t % 2 for t in total):
             _check.fail(
                 owner,
-                f"padding is 'same' with kernel {tuple(conv.kernel_size)} and dilation {tuple(conv.dilation)}, which pads the two "
-                "sides differently; accepted is equal padding",
+                f"padding is 'same' with kernel {tuple(conv.kernel_size)} and dilation {tuple(conv.dilation)}, which pads "
+                "the two sides differently; accepted is equal padding",
             )
         return total[0] // 2, total[1] // 2
     return conv.padding[0], conv.padding[1]  # type: ignore[return-value]
@@ -89,3 +92,13 @@ def conv_settings(owner: str, conv: nn.Conv2d) -> dict:
         "dilation": list(conv.dilation),
         "bias": conv.bias is not None,
     }
+
+
+def float_layer(kind: type[L], *sizes: Any, weight: Tensor, bias: Tensor | None, training: bool) -> L:
+    """`kind(*sizes)` with this weight and bias, on their device; draws no random numbers."""
+    layer = nn.utils.skip_init(kind, *sizes, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer.train(training)

@@ -20,7 +20,7 @@ class Int8Conv2d(Int8Conv):
     """`y = act(conv2d(x, weight) + bias + residual)` with int8 weights, int8 activations and exact int32 sums.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `nn.Conv2d`, sizes as integers.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `nn.Conv2d`, in integers.
         Others: see `Int8Module`; a dynamic input has one scale per image.
 
     Shape: x [N, C, H, W] float, or of the input dtype when the input is static; any strides. Returns [N, O, OH, OW],
@@ -80,15 +80,17 @@ class Int8Conv2d(Int8Conv):
 
     def to_float(self) -> nn.Conv2d:
         """`nn.Conv2d` with the dequantized weight and bias; without the fused activation and residual."""
-        layer = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
-            bias=self.bias is not None, device=self.weight.device,
-        )  # fmt: skip
-        with torch.no_grad():
-            layer.weight.copy_(_weights.dequantize_weight(self.weight, self.scale))
-            if self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
+        weight = _weights.dequantize_weight(self.weight, self.scale)
+        sizes = (
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        return _weights.float_layer(nn.Conv2d, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "groups": self.groups}

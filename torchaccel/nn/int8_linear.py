@@ -73,12 +73,9 @@ class Int8Linear(Int8Module):
 
     def to_float(self) -> nn.Linear:
         """`nn.Linear` with the dequantized weight and bias; without the fused activation."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.weight.device)
-        with torch.no_grad():
-            layer.weight.copy_(_weights.dequantize_weight(self.weight, self.scale))
-            if self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
+        weight = _weights.dequantize_weight(self.weight, self.scale)
+        sizes = (self.in_features, self.out_features)
+        return _weights.float_layer(nn.Linear, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
         return {"in_features": self.in_features, "out_features": self.out_features, **super().config()}

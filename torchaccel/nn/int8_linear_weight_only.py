@@ -28,6 +28,8 @@ class Int8LinearWeightOnly(PackedModule):
 
     op = "int8_linear_weight_only"
     weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "none") -> None:
         super().__init__()
@@ -55,12 +57,9 @@ class Int8LinearWeightOnly(PackedModule):
 
     def to_float(self) -> nn.Linear:
         """`nn.Linear` with the dequantized weight and bias; without the fused activation."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.weight.device)
-        with torch.no_grad():
-            layer.weight.copy_(_weights.dequantize_weight(self.weight, self.scale))
-            if self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
+        weight = _weights.dequantize_weight(self.weight, self.scale)
+        sizes = (self.in_features, self.out_features)
+        return _weights.float_layer(nn.Linear, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -97,4 +96,5 @@ class Int8LinearWeightOnly(PackedModule):
     def extra_repr(self) -> str:
         kernel = "native" if ops.has_kernel(self.op, self.weight.device) else "reference"
         activation = "" if self.activation == "none" else f"activation={self.activation}, "
-        return f"{self.in_features}, {self.out_features}, {activation}bias={self.bias is not None}, weight=int8, kernel={kernel}"
+        tail = f"{activation}bias={self.bias is not None}, weight=int8, kernel={kernel}"
+        return f"{self.in_features}, {self.out_features}, {tail}"

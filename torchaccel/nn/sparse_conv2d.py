@@ -20,7 +20,7 @@ class SparseConv2d(PackedModule):
     """`y = act(conv2d(x, weight) + bias + residual)` in float, where pruned blocks cost nothing.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, sizes as integers; one group.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, in integers; one group.
         bias: whether there is one.
         activation: "none", "relu", "gelu" or "silu", applied last.
         pattern: "unstructured", "1x4", "4x4", "16x1" or "2:4".
@@ -37,6 +37,7 @@ class SparseConv2d(PackedModule):
     values: Tensor
     columns: Tensor
     row_offsets: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -93,17 +94,9 @@ class SparseConv2d(PackedModule):
 
     def to_float(self) -> nn.Conv2d:
         """`nn.Conv2d` with the dense weight and bias; without the fused activation and residual."""
-        layer = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            bias=self.bias is not None, device=self.values.device, dtype=self.values.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            layer.weight.copy_(
-                blocks.from_blocks(self.values, self.columns, self.row_offsets, self.in_channels, self.kernel_size)
-            )
-            if self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
+        weight = blocks.from_blocks(self.values, self.columns, self.row_offsets, self.in_channels, self.kernel_size)
+        sizes = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
+        return _weights.float_layer(nn.Conv2d, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
         return {

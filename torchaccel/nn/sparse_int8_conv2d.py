@@ -22,7 +22,7 @@ class SparseInt8Conv2d(Int8Conv):
     """`y = act(conv2d(x, weight) + bias + residual)` with pruned int8 weights: blocks of zeros cost nothing.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, sizes as integers; one group.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, in integers; one group.
         pattern: "1x4" or "4x4" (output channels x input channels, at one kernel position).
         blocks: how many blocks are kept.
         Others: see `Int8Module`; a dynamic input has one scale per image.
@@ -101,16 +101,10 @@ class SparseInt8Conv2d(Int8Conv):
 
     def to_float(self) -> nn.Conv2d:
         """`nn.Conv2d` with the dequantized, dense weight and bias; without the fused activation and residual."""
-        layer = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            bias=self.bias is not None, device=self.values.device,
-        )  # fmt: skip
         q = blocks.from_blocks(self.values, self.columns, self.row_offsets, self.in_channels, self.kernel_size)
-        with torch.no_grad():
-            layer.weight.copy_(_weights.dequantize_weight(q, self.scale))
-            if self.bias is not None:
-                layer.bias.copy_(self.bias)
-        return layer.train(self.training)
+        weight = _weights.dequantize_weight(q, self.scale)
+        sizes = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
+        return _weights.float_layer(nn.Conv2d, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "pattern": self.pattern, "blocks": self.values.shape[0]}
@@ -131,7 +125,8 @@ class SparseInt8Conv2d(Int8Conv):
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
     ) -> Tensor:
         return ops.sparse_int8_conv2d(
-            a, self.values, self.columns, self.row_offsets, self.kernel_size, scale_a, self.scale, zero_point, self.bias,
+            a, self.values, self.columns, self.row_offsets, self.kernel_size, scale_a, self.scale, zero_point,
+            self.bias,
             residual, self.residual_scale, self.residual_zero_point,
             self.stride, self.padding, self.dilation, self.activation, out_dtype,
             self.output_scale, self.output_zero_point, self.colsum,
