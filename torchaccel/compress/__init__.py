@@ -3,6 +3,26 @@
 from torchaccel.compress.calibrate import calibrate
 from torchaccel.compress.configs import Int8Dynamic, Int8Static, Int8WeightOnly
 from torchaccel.compress.convert import int8_module
+from torchaccel.compress.masks import finalize_masks_
+from torchaccel.compress.patterns import check_mask, pattern_of, sparsity_of
+from torchaccel.compress.quantize import Quantized, quantize_
 from torchaccel.compress.readers import why_kept
+from torchaccel.compress.sparsify import Sparsified, Sparsity, sparsify_
 
-__all__ = ["Int8Dynamic", "Int8Static", "Int8WeightOnly", "calibrate", "int8_module", "why_kept"]
+__all__ = [
+    "Int8Dynamic",
+    "Int8Static",
+    "Int8WeightOnly",
+    "Quantized",
+    "Sparsified",
+    "Sparsity",
+    "calibrate",
+    "check_mask",
+    "finalize_masks_",
+    "int8_module",
+    "pattern_of",
+    "quantize_",
+    "sparsify_",
+    "sparsity_of",
+    "why_kept",
+]

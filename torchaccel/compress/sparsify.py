@@ -1,0 +1,177 @@
+"""sparsify_: magnitude pruning of a model's layers in a pattern that the sparse kernels serve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from torchaccel.compress import masks, patterns
+from torchaccel.ops import blocks
+
+SCOPES = ("layer", "global")
+_MIN_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Which weights to prune.
+
+    Args:
+        pattern: "unstructured", "1x4", "4x4", "16x1" (output channels x input channels, at one kernel position) or
+            "2:4" (two of four neighbouring input channels).
+        amount: the share to prune, at least 0 and below 1; exactly 0.5 for "2:4".
+        steps: ascending amounts of gradual pruning, the last one `amount`; None prunes at once.
+        scope: "layer" prunes the same share everywhere, "global" the smallest blocks of all layers together.
+
+    Raises:
+        ValueError: any of these is outside of what is accepted.
+    """
+
+    pattern: str
+    amount: float
+    steps: tuple[float, ...] | None = None
+    scope: str = "layer"
+
+    def __post_init__(self) -> None:
+        if self.pattern not in patterns.PATTERNS:
+            raise ValueError(f"Sparsity: pattern is {self.pattern!r}, accepted are {', '.join(patterns.PATTERNS)}")
+        if self.scope not in SCOPES:
+            raise ValueError(f"Sparsity: scope is {self.scope!r}, accepted are {', '.join(SCOPES)}")
+        if not 0 <= self.amount < 1:
+            raise ValueError(f"Sparsity: amount is {self.amount}, accepted is a number from 0 to below 1")
+        if self.pattern == "2:4" and self.amount != 0.5:
+            raise ValueError(
+                f"Sparsity: amount is {self.amount}, accepted for 2:4 is 0.5, which it prunes by definition"
+            )
+        if self.steps is None:
+            return
+        object.__setattr__(self, "steps", tuple(self.steps))
+        ascending = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        if not self.steps or not ascending or self.steps[0] < 0 or not math.isclose(self.steps[-1], self.amount):
+            raise ValueError(
+                f"Sparsity: steps is {self.steps}, accepted are ascending amounts from 0 whose last is amount={self.amount}"
+            )
+        if self.pattern == "2:4" and len(self.steps) > 1:
+            raise ValueError(f"Sparsity: steps is {self.steps}, accepted for 2:4 is None: it has no smaller amounts")
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify_` did.
+
+    Attributes:
+        pruned: the share of zeros, 0 to 1, by layer.
+        kept: why a linear or convolution layer stayed dense, by layer.
+    """
+
+    pruned: dict[str, float]
+    kept: dict[str, str]
+
+
+def _why_dense(module: nn.Linear | nn.Conv2d, ends: set[int]) -> str | None:
+    """Why a layer stays dense unless `filter_fn` says otherwise, or None."""
+    if id(module) in ends:
+        return "the first and the last layer stay dense; filter_fn can select them"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"depthwise and grouped convolutions stay dense (groups={module.groups}); filter_fn can select them"
+    channels = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
+    if channels < _MIN_CHANNELS:
+        return f"layers with fewer than {_MIN_CHANNELS} input channels stay dense (C={channels}); filter_fn can select them"
+    return None
+
+
+def _why_impossible(name: str, module: nn.Linear | nn.Conv2d, pattern: str) -> str | None:
+    """Why a layer cannot be pruned in the pattern, or None; raises ValueError for what the caller must settle."""
+    present = masks.mask_of(module)
+    if present is None:
+        if parametrize.is_parametrized(module, "weight"):
+            return "its weight has a parametrization of another kind"
+        if not isinstance(module.weight, nn.Parameter):
+            return "its weight is no parameter: another tool computes it"
+        if isinstance(module.weight, nn.parameter.UninitializedParameter):
+            return "its shape is not known yet: run the model once"
+    elif present.pattern != pattern:
+        raise ValueError(
+            f"sparsify_: {name!r} already has a mask of pattern {present.pattern!r}, given is {pattern!r}; "
+            "call finalize_masks_ first"
+        )
+    weight = module.weight
+    if (reason := blocks.fits(pattern, weight.shape[0], weight.shape[1])) is not None:
+        return reason
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"sparsify_: the weight of {name!r} holds NaN or an infinity, accepted are finite weights")
+    return None
+
+
+def _new_masks(layers: dict[str, nn.Linear | nn.Conv2d], sparsity: Sparsity) -> dict[str, Tensor]:
+    """The mask of each layer. What is pruned already scores zero and stays pruned."""
+    if sparsity.pattern == "2:4":
+        return {name: patterns.two_of_four(m.weight) for name, m in layers.items()}
+    score = {name: patterns.scores(m.weight, sparsity.pattern) for name, m in layers.items()}
+    if sparsity.scope == "layer" or not layers:
+        kept = {name: patterns.largest(s, sparsity.amount) for name, s in score.items()}
+    else:
+        together = patterns.largest(torch.cat([s.flatten().cpu() for s in score.values()]), sparsity.amount)
+        parts = together.split([s.numel() for s in score.values()])
+        # A layer that lost everything would cut the network in two: it keeps its largest block.
+        kept = {
+            name: part.view(s.shape).to(s.device) | ((s == s.max()) & (not part.any()))
+            for (name, s), part in zip(score.items(), parts, strict=True)
+        }
+    return {name: patterns.expand(k, sparsity.pattern, layers[name].weight.shape) for name, k in kept.items()}
+
+
+def sparsify_(
+    model: nn.Module, sparsity: Sparsity, filter_fn: Callable[[nn.Module, str], bool] | None = None
+) -> Sparsified:
+    """Prune the weights of smallest magnitude, in place, with masks that hold while the model trains on.
+
+    A block's magnitude is its Euclidean norm. The masks are parametrizations (`torch.nn.utils.parametrize`): they
+    survive training steps, `state_dict` and deepcopy, and parameters keep their identity, so an optimizer made before
+    goes on working. A second call with a higher amount tightens them; pruned weights never come back.
+    `finalize_masks_` bakes them in.
+
+    By default the first and the last layer, grouped and depthwise convolutions and layers with fewer than 16 input
+    channels stay dense.
+
+    Args:
+        model: any module with `nn.Conv2d` or `nn.Linear` layers; unchanged if this raises.
+        sparsity: pattern, amount and scope; prunes to `amount` at once, whatever its `steps`.
+        filter_fn: `filter_fn(module, name) -> bool` says which linear and convolution layers to prune, in place of the
+            defaults; layers that cannot be cut into the pattern's blocks stay dense all the same.
+
+    Returns:
+        What was pruned, and what was kept with the reason.
+
+    Raises:
+        ValueError: weights that are not finite, or a mask of another pattern.
+
+    Source: magnitude pruning as in Han et al., Learning both Weights and Connections, 2015; gradual as in Zhu and
+    Gupta, To prune, or not to prune, 2017.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    ends = {id(m) for m in [*found.values()][:1] + [*found.values()][-1:]}
+    layers, kept = {}, {}
+    for name, module in found.items():
+        if filter_fn is None:
+            reason = _why_dense(module, ends)
+        else:
+            reason = None if filter_fn(module, name) else "filter_fn left it out"
+        reason = reason or _why_impossible(name, module, sparsity.pattern)
+        if reason is None:
+            layers[name] = module
+        else:
+            kept[name] = reason
+    with torch.no_grad():
+        new = _new_masks(layers, sparsity)
+        for name, module in layers.items():
+            if (present := masks.mask_of(module)) is not None:
+                new[name] &= present.mask
+        for name, module in layers.items():
+            masks.set_mask(module, new[name], sparsity.pattern)
+    return Sparsified({name: patterns.sparsity_of(new[name]) for name in layers}, kept)
