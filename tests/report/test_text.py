@@ -35,9 +35,45 @@ def test_summary(data: dict[str, Any]) -> None:
 def test_nothing_won_is_said(nothing_won: dict[str, Any]) -> None:
     text = Report(nothing_won).summary()
     assert text.startswith("resnet18: Nothing was faster than the best dense form of the model (compiled)")
-    assert "speed failed" in text and "accuracy not checked" in text
+    assert "speed failed: no optimized model was shown to reach 1.00x" in text and "accuracy not checked" in text
     assert "form      compiled, unchanged" in text
     assert "0 of 3 accelerated, 3 kept dense" in text
+
+
+def test_an_optimized_model_that_fails_a_gate_is_not_praised(data: dict[str, Any]) -> None:
+    data |= {"optimized": dict(data["baseline"]), "speedup": 1.0, "speedup_ci95": [1.0, 1.0]}
+    data["gates"]["accuracy_passed"] = False
+    text = Report(data).summary()
+    assert text.startswith("resnet18: The optimized model did not pass the accuracy gate")
+    assert "accuracy failed: the optimized model lost too much: a drop of up to 0.50\n" in text
+    assert "1 of 3 would gain by themselves" in text
+
+
+def test_accuracy_that_nobody_measured_has_not_passed(data: dict[str, Any]) -> None:
+    data["baseline"]["accuracy"] = data["optimized"]["accuracy"] = None
+    assert "accuracy not checked: accuracy was not measured" in Report(data).summary()
+
+
+def test_scores_that_are_no_fractions(data: dict[str, Any]) -> None:
+    data["baseline"]["accuracy"], data["optimized"]["accuracy"] = -1.25, -1.5
+    data["gates"]["max_drop"] = 0.3
+    text = Report(data).summary()
+    assert "-0.25\n" in text and "-1.25 before, -1.5 after; a drop of up to 0.3" in text
+
+
+def test_reasons_that_differ_in_figures_are_one(data: dict[str, Any]) -> None:
+    reasons = ["int8 1x4 is 1.01x at N=2, interval from 0.97x", "int8 1x4 is 1.04x at N=2, interval from 0.91x"]
+    data["layers"][0]["reason"], data["layers"][2]["reason"] = reasons
+    merged = "int8 1x4 is 1.01x to 1.04x at N=2, interval from 0.91x to 0.97x"
+    assert _facts.kept_dense(data["layers"]) == {merged: ["conv1", "layer1.0.conv2"]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(0.99, 0.9881, "-0.19 points"), (0.99, 0.990001, "no change"), (-2.0, -1.5, "+0.5"), (0.9, None, "not measured")],
+)
+def test_score_changes(before: float, after: float | None, text: str) -> None:
+    assert _format.score_change(before, after) == text
 
 
 def test_an_interval_that_reaches_below_one_is_no_speedup(data: dict[str, Any]) -> None:
@@ -77,8 +113,9 @@ def test_sizes_that_grow_are_said_to_grow(data: dict[str, Any]) -> None:
         (_format.ratio, 0.996, "0.996x"),
         (_format.ratio, 1.0, "1.00x"),
         (_format.ratio, 2.138, "2.14x"),
-        (_format.points, -0.0019, "-0.19 points"),
-        (_format.points, -0.000001, "no change"),
+        (_format.score, 0.988, "98.80 %"),
+        (_format.score, -1.25, "-1.25"),
+        (_format.score, 98.8, "98.8"),
         (_format.rate, 3.14159, "3.14/s"),
         (_format.shape, [64, 3, 7, 7], "64x3x7x7"),
     ],

@@ -10,8 +10,8 @@ from torchaccel.report import _format
 
 Data = Mapping[str, Any]
 
-_RATIO = re.compile(r"\b\d+(?:\.\d+)?x\b")
-Outcome = Literal["faster", "nothing won", "unproven"]
+_FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:x\b|%)")
+Outcome = Literal["faster", "dense", "unproven"]
 
 
 class Verdict(NamedTuple):
@@ -32,10 +32,11 @@ def is_dense(layer: Data) -> bool:
 
 
 def outcome(data: Data) -> Outcome:
+    """ "faster", "dense" where the best dense form was returned, or "unproven"."""
+    if data["optimized"]["form"] == data["baseline"]["form"]:
+        return "dense"
     low = data["speedup_ci95"][0] if data.get("speedup_ci95") else data["speedup"]
-    if low > 1:
-        return "faster"
-    return "nothing won" if data["speedup"] == 1 and all(map(is_dense, data["layers"])) else "unproven"
+    return "faster" if low > 1 else "unproven"
 
 
 def headline(data: Data) -> str:
@@ -44,7 +45,11 @@ def headline(data: Data) -> str:
     match outcome(data):
         case "faster":
             return f"{speedup} faster than the best dense form of the model ({best})."
-        case "nothing won":
+        case "dense" if (data.get("gates") or {}).get("accuracy_passed") is False or not all(map(is_dense, data["layers"])):
+            failed = " and ".join(verdict.gate for verdict in verdicts(data) if verdict.passed is False)
+            why = f"did not pass the {failed} gate" if failed else "did not win"
+            return f"The optimized model {why}, so the best dense form of the model ({best}) is returned."
+        case "dense":
             return f"Nothing was faster than the best dense form of the model ({best}), so that form is returned."
         case _:
             return f"Measured at {speedup} the speed of the best dense form ({best}): not shown to be faster."
@@ -61,7 +66,7 @@ def size_change(data: Data) -> str:
 
 def accuracy_change(data: Data) -> str:
     before, after = data["baseline"]["accuracy"], data["optimized"]["accuracy"]
-    return _format.NOT_MEASURED if before is None or after is None else _format.points(after - before)
+    return _format.score_change(before, after)
 
 
 def interval(data: Data) -> str:
@@ -71,21 +76,31 @@ def interval(data: Data) -> str:
 
 def _speed_gate(data: Data, gates: Data) -> Verdict:
     demanded, ci = gates.get("min_speedup"), data.get("speedup_ci95")
+    if outcome(data) == "dense" and gates.get("speed_passed") is False:
+        goal = "to be faster" if demanded is None else f"to reach {_format.ratio(demanded)}"
+        return Verdict("speed", False, f"no optimized model was shown {goal}")
     figure = _format.ratio(ci[0] if ci else data["speedup"])
     shown = f"the lower end of the 95% interval is {figure}" if ci else f"the speed-up is {figure}"
     text = shown if demanded is None else f"{shown}; at least {_format.ratio(demanded)} is demanded"
     return Verdict("speed", gates.get("speed_passed"), text)
 
 
+def _allowed(data: Data, gates: Data) -> str:
+    drop, before = gates.get("max_drop"), data["baseline"]["accuracy"]
+    if drop is None:
+        return "no limit was given"
+    return f"a drop of up to {_format.drop(drop, before)} is allowed"
+
+
 def _accuracy_gate(data: Data, gates: Data) -> Verdict:
     before, after = data["baseline"]["accuracy"], data["optimized"]["accuracy"]
     if before is None or after is None:
         text = "accuracy was not measured, because no evaluation was given"
-        return Verdict("accuracy", gates.get("accuracy_passed"), text)
-    text = f"{_format.percent(before)} before, {_format.percent(after)} after"
-    if gates.get("max_drop") is not None:
-        text += f"; a drop of up to {100 * gates['max_drop']:.2f} points is allowed"
-    return Verdict("accuracy", gates.get("accuracy_passed"), text)
+        return Verdict("accuracy", None, text)
+    if outcome(data) == "dense" and gates.get("accuracy_passed") is False:
+        return Verdict("accuracy", False, f"the optimized model lost too much: {_allowed(data, gates)}")
+    text = f"{_format.score(before)} before, {_format.score(after)} after"
+    return Verdict("accuracy", gates.get("accuracy_passed"), f"{text}; {_allowed(data, gates)}")
 
 
 def verdicts(data: Data) -> list[Verdict]:
@@ -97,19 +112,25 @@ def verdicts(data: Data) -> list[Verdict]:
 def kept_dense(layers: Sequence[Data]) -> dict[str, list[str]]:
     """The names of the layers that stayed dense, by reason, the most frequent reason first.
 
-    Reasons that differ only in the ratio measured are one: "kept dense: 0.81x to 0.97x at N=1".
+    Reasons that differ only in what was measured are one: "kept dense: 0.81x to 0.97x at N=1".
     """
-    groups: dict[str, list[tuple[str, list[str]]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for layer in layers:
         if is_dense(layer):
             reason = layer["reason"] or "no reason given"
-            groups.setdefault(_RATIO.sub("{}", reason, count=1), []).append((layer["name"], _RATIO.findall(reason)[:1]))
+            groups.setdefault(tuple(_FIGURE.split(reason)), []).append((layer["name"], _FIGURE.findall(reason)))
     merged = {}
-    for pattern, members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        ratios = sorted({ratio for _, found in members for ratio in found}, key=lambda text: float(text[:-1]))
-        reach = " to ".join(dict.fromkeys((ratios[0], ratios[-1]))) if ratios else "{}"
-        merged[pattern.replace("{}", reach, 1)] = [name for name, _ in members]
+    for words, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        figures = zip(*(figures for _, figures in members), strict=True)
+        reason = words[0] + "".join(_reach(values) + word for values, word in zip(figures, words[1:], strict=True))
+        merged[reason] = [name for name, _ in members]
     return merged
+
+
+def _reach(figures: Sequence[str]) -> str:
+    """The smallest and the largest of figures such as "0.97x"."""
+    ordered = sorted(figures, key=lambda text: float(text[:-1]))
+    return " to ".join(dict.fromkeys((ordered[0], ordered[-1])))
 
 
 def dense_forms(data: Data) -> list[Data]:

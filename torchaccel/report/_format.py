@@ -32,9 +32,30 @@ def percent(value: float | None, digits: int = 2) -> str:
     return NOT_MEASURED if value is None else f"{100 * value:.{digits}f} %"
 
 
-def points(value: float) -> str:
-    """A difference of two fractions, in percentage points, with its sign."""
-    return f"{100 * value:+.2f} points" if round(100 * value, 2) else "no change"
+def _is_fraction(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def score(value: float | None) -> str:
+    """An accuracy as a percentage; another score, such as a negative loss, as it is."""
+    if value is None or _is_fraction(value):
+        return percent(value)
+    return f"{value:.4g}"
+
+
+def score_change(before: float | None, after: float | None) -> str:
+    """A difference of two accuracies in percentage points, of two other scores as it is; with its sign."""
+    if before is None or after is None:
+        return NOT_MEASURED
+    if not (_is_fraction(before) and _is_fraction(after)):
+        return f"{after - before:+.4g}" if after != before else "no change"
+    points = round(100 * (after - before), 2)
+    return f"{points:+.2f} points" if points else "no change"
+
+
+def drop(value: float, before: float) -> str:
+    """A drop that is allowed, in the spelling of the score it is taken from."""
+    return f"{100 * value:.2f} points" if _is_fraction(before) else f"{value:g}"
 
 
 def ratio(value: float | None) -> str:

@@ -40,6 +40,7 @@ def _template() -> Template:
         "rate": _format.rate,
         "size": _format.size,
         "percent": _format.percent,
+        "score": _format.score,
         "ratio": lambda value: _times(_format.ratio(value)),
         "shape": lambda value: _times(_format.shape(value)),
         "times": _times,

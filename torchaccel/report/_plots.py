@@ -59,7 +59,7 @@ def latency(data: Data) -> list[dict[str, Any]]:
     """One bar for each dense form and one for the optimized model."""
     best, after = data["baseline"], data["optimized"]
     rows: list[tuple[str, float | None, str, str, str]] = []
-    if _facts.outcome(data) != "nothing won":
+    if _facts.outcome(data) != "dense":
         rows.append(
             (after["form"], after["latency_ms"], _format.milliseconds(after["latency_ms"]), "after", "optimized")
         )
@@ -77,7 +77,7 @@ def sizes(data: Data) -> list[dict[str, Any]] | None:
     if before is None or after is None:
         return None
     rows = [("optimized", after, _format.size(after), "after", ""), ("dense", before, _format.size(before), "best", "")]
-    return bars(rows[1:] if _facts.outcome(data) == "nothing won" else rows)
+    return bars(rows[1:] if _facts.outcome(data) == "dense" else rows)
 
 
 def accuracy(data: Data) -> dict[str, Any] | None:
@@ -86,8 +86,10 @@ def accuracy(data: Data) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
     allowed = (data.get("gates") or {}).get("max_drop")
-    span = max(abs(after - before), allowed or 0.0, 0.001)
-    low, high = max(0.0, min(before - span, after) - 0.5 * span), min(1.0, max(before, after) + 0.5 * span)
+    span = max(abs(after - before), allowed or 0.0, 0.001 * max(1.0, abs(before)))
+    low, high = min(before - span, after) - 0.5 * span, max(before, after) + 0.5 * span
+    if 0 <= before <= 1 and 0 <= after <= 1:
+        low, high = max(0.0, low), min(1.0, high)
     at = _linear(low, high)
     band = None
     if allowed is not None:
@@ -97,8 +99,8 @@ def accuracy(data: Data) -> dict[str, Any] | None:
         "before": at(before),
         "after": at(after),
         "allowed": band,
-        "low": _format.percent(low),
-        "high": _format.percent(high),
+        "low": _format.score(low),
+        "high": _format.score(high),
     }
 
 
@@ -131,7 +133,11 @@ def trials(data: Data) -> dict[str, Any] | None:
     given = data.get("trials") or {}
     series: list[tuple[str, str, list[float]]] = [
         ("dense", "best", given.get("baseline_ms") or []),
-        ("optimized", "after", given.get("optimized_ms") or []),
+        (
+            "optimized" if _facts.outcome(data) != "dense" else "optimized, not taken",
+            "after",
+            given.get("optimized_ms") or [],
+        ),
     ]
     if not all(values for *_, values in series):
         return None
@@ -202,10 +208,11 @@ def layer_speedups(layers: Sequence[Data]) -> dict[str, Any] | None:
 
 def layer_times(layers: Sequence[Data]) -> dict[str, Any] | None:
     """A column for the dense time of each layer, in ms, and one beside it where an accelerated kernel was chosen."""
-    known = [layer for layer in layers if layer.get("dense_ms") is not None and layer.get("chosen_ms") is not None]
-    if not known:
+    # Zero stands for a layer that was not timed, because it had no other form.
+    timed = [ms for layer in layers for ms in (layer.get("dense_ms"), layer.get("chosen_ms")) if ms]
+    if not timed:
         return None
-    high = 1.06 * max(max(layer["dense_ms"], layer["chosen_ms"]) for layer in known) or 1.0
+    high = 1.06 * max(timed)
     scale = PLOT_HEIGHT / high
     columns = []
     for i, layer in enumerate(layers):
@@ -223,7 +230,7 @@ def layer_times(layers: Sequence[Data]) -> dict[str, Any] | None:
                 "style": style,
             }
             for k, (style, ms) in enumerate(pair)
-            if ms is not None
+            if ms
         ]
         columns.append(column)
     axis = [(PLOT_HEIGHT - tick * scale, f"{tick:g}", tick == 0) for tick in (round(t, 9) for t in ticks(0, high, 4))]

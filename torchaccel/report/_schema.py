@@ -112,7 +112,7 @@ _FORM = _dict(
         "form": _text,
         "latency_ms": POSITIVE,
         "throughput": POSITIVE,
-        "accuracy": _optional(FRACTION),
+        "accuracy": _optional(_number("a finite number", -math.inf)),
         "size_bytes": _optional(_count(0)),
     }
 )

@@ -31,6 +31,8 @@ def _layers(data: Mapping[str, Any]) -> list[str]:
         return []
     dense = sum(map(_facts.is_dense, layers))
     lines = [f"layers    {len(layers) - dense} of {len(layers)} accelerated, {dense} kept dense"]
+    if dense < len(layers) and _facts.outcome(data) == "dense":
+        lines = [f"layers    {len(layers) - dense} of {len(layers)} would gain by themselves, {dense} would not"]
     for reason, names in _facts.kept_dense(layers).items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         lines += _wrapped("          ", f"{reason}: {shown}")
@@ -47,8 +49,8 @@ def summary(data: Mapping[str, Any]) -> str:
         ("rate", _format.rate(before["throughput"]), _format.rate(after["throughput"]), ""),
         (
             "accuracy",
-            _format.percent(before["accuracy"]),
-            _format.percent(after["accuracy"]),
+            _format.score(before["accuracy"]),
+            _format.score(after["accuracy"]),
             _facts.accuracy_change(data),
         ),
         ("size", _format.size(before["size_bytes"]), _format.size(after["size_bytes"]), _facts.size_change(data)),
