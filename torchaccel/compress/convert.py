@@ -47,6 +47,8 @@ def int8_module(
     if isinstance(config, Int8WeightOnly):
         if not isinstance(module, nn.Linear):
             raise ValueError("weight-only int8 serves linear layers")
+        if pattern is not None:
+            raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve convolutions")
         return Int8LinearWeightOnly.from_float(module)
     if isinstance(config, Int8Static):
         if input_range is None:

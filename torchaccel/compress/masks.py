@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Mask(nn.Module):
@@ -51,31 +55,31 @@ def _bake(module: nn.Module) -> None:
     `parametrize.remove_parametrizations` takes the property off the module's class, which deepcopies share: they would
     lose their weight. So the module leaves that class instead, unless something else is parametrized there.
     """
-    parametrizations = module.parametrizations
-    if len(parametrizations) > 1:  # type: ignore[arg-type]
+    parametrizations: Any = module.parametrizations
+    if len(parametrizations) > 1:
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         return
-    original = parametrizations.weight.original  # type: ignore[union-attr]
+    original = parametrizations.weight.original
     with torch.no_grad():
-        original.copy_(module.weight)
+        original.copy_(module.weight)  # type: ignore[arg-type]
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     # In front, as the layer's own constructor has it.
     module._parameters = {"weight": original, **module._parameters}
 
 
-def finalize_masks_(model: nn.Module) -> list[str]:
+def finalize_masks_(model: M) -> M:
     """Bake all pruning masks into the weights, in place: the weights hold the zeros, the masks are gone.
 
     Parameters keep their identity, so an optimizer still knows them; further training fills the zeros.
 
     Args:
-        model: as `sparsify_` left it, trained or not.
+        model: as `sparsify_` left it, trained or not; without masks nothing happens.
 
     Returns:
-        The names of the modules that had a mask.
+        The same model.
     """
-    masked = [(name, m) for name, m in model.named_modules() if mask_of(m) is not None]
-    for _, module in masked:
-        _bake(module)
-    return [name for name, _ in masked]
+    for module in list(model.modules()):
+        if mask_of(module) is not None:
+            _bake(module)
+    return model

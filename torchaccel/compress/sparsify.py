@@ -54,7 +54,7 @@ class Sparsity:
         ascending = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if not self.steps or not ascending or self.steps[0] < 0 or not math.isclose(self.steps[-1], self.amount):
             raise ValueError(
-                f"Sparsity: steps is {self.steps}, accepted are ascending amounts from 0 whose last is amount={self.amount}"
+                f"Sparsity: steps is {self.steps}, accepted are ascending amounts that end in amount={self.amount}"
             )
         if self.pattern == "2:4" and len(self.steps) > 1:
             raise ValueError(f"Sparsity: steps is {self.steps}, accepted for 2:4 is None: it has no smaller amounts")
@@ -81,7 +81,7 @@ def _why_dense(module: nn.Linear | nn.Conv2d, ends: set[int]) -> str | None:
         return f"depthwise and grouped convolutions stay dense (groups={module.groups}); filter_fn can select them"
     channels = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
     if channels < _MIN_CHANNELS:
-        return f"layers with fewer than {_MIN_CHANNELS} input channels stay dense (C={channels}); filter_fn can select them"
+        return f"fewer than {_MIN_CHANNELS} input channels stay dense (C={channels}); filter_fn can select them"
     return None
 
 
