@@ -201,7 +201,7 @@ def use_toolkit(extension: Extension, temp: str) -> None:
     if not any(Path(folder, "libtorch_cuda.so").exists() for folder in extension.library_dirs):
         os.makedirs(temp, exist_ok=True)
         stub = os.path.join(temp, "libtorch_cuda.so")
-        source = b"extern \"C\" void aoti_torch_get_current_cuda_stream() {}"
+        source = b'extern "C" void aoti_torch_get_current_cuda_stream() {}'
         compiler = os.environ.get("CXX", "c++").split()
         flags = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", "-x", "c++", "-", "-o", stub]
         subprocess.run([*compiler, *flags], input=source, check=True)

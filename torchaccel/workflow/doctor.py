@@ -54,7 +54,8 @@ class Doctor:
             "platform": self.platform,
             "processor": f"{self.cpu}, {self.threads} threads",
             "instruction sets": f"{isas}; used: {self.isa_used or 'none'}",
-            "GPUs": ", ".join(f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in self.gpus) or "none",
+            "GPUs": ", ".join(f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in self.gpus)
+            or "none",
         }
         lines = [f"{name + ':':<18}{value}" for name, value in facts.items()]
         lines += ["", "kernel libraries"]
@@ -145,7 +146,7 @@ def _advice(libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ..
         lines.append("for CUDA kernels: install a torch with CUDA, then torchaccel again where nvcc is found")
     elif not libraries["cuda"]["loaded"]:
         lines.append(
-            f"for CUDA kernels: install a CUDA {torch.version.cuda} toolkit (nvcc on PATH or CUDA_HOME set) and install "
+            f"for CUDA kernels: install the CUDA {torch.version.cuda} toolkit (nvcc on PATH or CUDA_HOME set) and then "
             "torchaccel again, or set TORCHACCEL_CUDA_LIBRARY to a library that `make cuda` built elsewhere"
         )
     for name in _too_old(gpus):
