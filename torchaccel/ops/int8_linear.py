@@ -27,7 +27,7 @@ def _reference(
 ) -> Tensor:
     n, k = b.shape
     # float64 holds every int32 sum exactly, and its matrix product runs on every device.
-    acc = (a.reshape(-1, k).to(torch.float64) @ b.to(torch.float64).t()).to(torch.int32)
+    acc = (a.reshape(a.shape[:-1].numel(), k).to(torch.float64) @ b.to(torch.float64).t()).to(torch.int32)
     y = _epilogue.finish(
         acc, colsum, scale_a, scale_b, zero_point, bias, None, None, None, activation, out_dtype, scale_out, zero_point_out
     )

@@ -1,0 +1,54 @@
+// From an op's tensors to the plain structs of kernels.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../common/check.h"
+#include "kernels.h"
+
+namespace torchaccel {
+
+// What all int8 ops take besides their operands; as in torchaccel/ops/_epilogue.py.
+struct EpilogueTensors {
+  const Tensor& colsum;
+  const Tensor& scale_a;
+  const Tensor& scale_b;
+  const OptionalTensor& zero_point;
+  const OptionalTensor& bias;
+  const std::string& activation;
+  ScalarType out_dtype;
+  const OptionalTensor& scale_out;
+  const OptionalTensor& zero_point_out;
+};
+
+struct ResidualTensors {
+  const OptionalTensor& residual;  // [N, O, OH, OW]
+  const OptionalTensor& scale;
+  const OptionalTensor& zero_point;
+};
+
+// The epilogue of `units` (rows of a matrix, images of a convolution) that may each have a scale and a zero point;
+// `out`, the residual and the sizes of a unit are still to be set. `is_signed`: the activations are int8.
+Epilogue make_epilogue(Arguments& args, const EpilogueTensors& tensors, int64_t units, int64_t channels,
+                       bool is_signed);
+
+// Sets the residual of `out` [N, O, OH, OW]; `kept` holds its channels_last copy where one was needed.
+void set_residual(Arguments& args, const ResidualTensors& tensors, const Tensor& out, Epilogue& epilogue, Tensor& kept);
+
+struct Geometry {
+  const std::vector<int64_t>&stride, &padding, &dilation;
+};
+
+// The convolution over `a` [N, C, H, W], channels_last, with a kernel of kh x kw.
+Input make_input(Arguments& args, const Tensor& a, const Geometry& geometry, int64_t kh, int64_t kw, int64_t groups);
+
+// Padding is stored as bytes: with padding, zero points lie in the range of the activations' type.
+void check_padding(Arguments& args, const Input& input, bool is_signed);
+
+Tensor empty_nhwc(int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype);
+
+// int8 or uint8, else an error.
+bool is_signed_int8(const char* op, const char* name, ScalarType dtype);
+
+}  // namespace torchaccel

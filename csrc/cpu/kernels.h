@@ -1,0 +1,91 @@
+// What an op hands to its inner loops: plain pointers and sizes, and the table of one instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace torchaccel {
+
+enum class Type : int { kNone, kFloat32, kInt8, kUint8 };
+enum class Activation : int { kNone, kRelu, kGelu, kSilu };
+
+// Pixels (rows of the implicit matrix) that are gathered at once, and output channels of one unit of work.
+constexpr int64_t kPanelRows = 64;
+constexpr int64_t kLanes = 16;
+constexpr int64_t kUnitChannels = 2 * kLanes;
+
+// Activations [n, h, w, c] (NHWC) under a convolution. A matrix [M, K] is n = M, h = w = 1, c = K with a 1x1 kernel.
+struct Input {
+  const uint8_t* data;
+  int64_t n, h, w, c;
+  int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t oh, ow;
+  int64_t group_channels;     // c / groups
+  uint32_t flip;              // 0x80808080 turns int8 into uint8, raising the zero point by 128; 0 for uint8
+  const int32_t* zero_point;  // what padding holds; nullptr is 0
+  int64_t zero_point_step;    // 1: one per image, 0: one for all
+
+  int64_t rows() const { return n * oh * ow; }
+  int64_t depth() const { return kh * kw * group_channels; }
+  int64_t depth4() const { return (depth() + 3) / 4; }
+  int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }
+  // Bytes that one thread needs to gather a panel: the panel, 16 rows of padding, 16 rows where c is not whole dwords.
+  int64_t scratch_bytes() const { return depth4() * kPanelRows * 4 + kLanes * 64 + kLanes * row_bytes(); }
+  int64_t row_bytes() const { return group_channels % 4 == 0 ? 0 : (depth() + 63) / 64 * 64; }
+};
+
+// act(float(acc - zero_point * colsum) * (scale_a * scale_b) + bias + residual), stored as [rows, channels].
+struct Epilogue {
+  int64_t channels;           // row length of out and residual
+  int64_t rows_per_scale;     // rows that share one scale_a and zero_point: OH * OW, or 1 for a matrix
+  const int32_t* colsum;      // [channels]
+  const float* scale_b;       // [channels]
+  const float* bias;          // [channels] or nullptr
+  const float* scale_a;       // [1] or one per rows_per_scale
+  int64_t scale_a_step;       // 0 or 1
+  const int32_t* zero_point;  // as scale_a, or nullptr
+  int64_t zero_point_step;
+  int32_t zero_point_shift;  // 128 where the activations were flipped to uint8
+  Type residual_type;
+  const void* residual;
+  float residual_scale;
+  int32_t residual_zero_point;
+  Activation activation;
+  Type out_type;
+  void* out;
+  float inverse_scale_out;
+  int32_t zero_point_out;
+};
+
+// Dense weights as pack_int8 lays them out: [groups][ceil(N / 16)][ceil(K / 4)][16][4], zero padded.
+struct DenseWeights {
+  const int8_t* packed;
+  int64_t groups, group_channels;  // output channels of a group
+  int64_t blocks16() const { return (group_channels + kLanes - 1) / kLanes; }
+  int64_t units() const { return (group_channels + kUnitChannels - 1) / kUnitChannels; }
+};
+
+// Block compressed sparse rows: values [blocks][block_rows][4], columns index groups of 4 along (kh, kw, c).
+struct SparseWeights {
+  const int8_t* values;
+  const int32_t* columns;
+  const int32_t* row_offsets;
+  int64_t block_rows;  // 1 or 4
+  int64_t channels;
+};
+
+struct Kernels {
+  const char* name;
+  // q = saturate(rint(x * inverse) + zero_point), x [count].
+  void (*quantize)(const float* x, int64_t count, float inverse, int32_t zero_point, bool is_signed, void* q);
+  // Each row of x [rows, k] by its own range; scale and zero_point are [rows].
+  void (*quantize_rows)(const float* x, int64_t rows, int64_t k, bool is_signed, void* q, float* scale,
+                        int32_t* zero_point);
+  // Work units [begin, end) of panels x groups x units of channels.
+  void (*dense)(const Input&, const DenseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
+  // Blocks of 16 output channels [begin, end) of panel p at p * ceil(channels / 16).
+  void (*sparse)(const Input&, const SparseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
+};
+
+extern const Kernels kScalarKernels, kAvx2Kernels, kAvxVnniKernels, kAvx512Kernels, kAvx512VnniKernels;
+
+}  // namespace torchaccel

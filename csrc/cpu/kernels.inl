@@ -1,0 +1,7 @@
+// All kernels of one instruction set, over the 16 lanes of its simd_*.h. A source of an instruction set includes each
+// .inl once, inside its anonymous namespace.
+#pragma once
+
+#include "dense.inl"
+#include "quantize.inl"
+#include "sparse.inl"

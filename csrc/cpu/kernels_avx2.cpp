@@ -1,0 +1,34 @@
+// AVX2. Every include with code comes before the target pragma, and all else has internal linkage:
+// a weak symbol compiled for this instruction set could be picked by the linker for all machines.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels.h"
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace torchaccel {
+namespace {
+
+#include "simd_avx2.h"
+
+}  // namespace
+
+namespace {
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels kAvx2Kernels = {"avx2", quantize, quantize_rows, dense, sparse};
+
+}  // namespace torchaccel
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif

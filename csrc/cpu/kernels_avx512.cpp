@@ -1,0 +1,34 @@
+// AVX-512 without VNNI. Every include with code comes before the target pragma, and all else has internal linkage:
+// a weak symbol compiled for this instruction set could be picked by the linker for all machines.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels.h"
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#endif
+
+namespace torchaccel {
+namespace {
+
+#include "simd_avx512.h"
+
+}  // namespace
+
+namespace {
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels kAvx512Kernels = {"avx512", quantize, quantize_rows, dense, sparse};
+
+}  // namespace torchaccel
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif

@@ -1,0 +1,36 @@
+// AVX2 with AVX-VNNI. Every include with code comes before the target pragma, and all else has internal linkage:
+// a weak symbol compiled for this instruction set could be picked by the linker for all machines.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels.h"
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avxvnni")
+#endif
+
+#define TORCHACCEL_VNNI
+
+namespace torchaccel {
+namespace {
+
+#include "simd_avx2.h"
+
+}  // namespace
+
+namespace {
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels kAvxVnniKernels = {"avx_vnni", quantize, quantize_rows, dense, sparse};
+
+}  // namespace torchaccel
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif

@@ -1,0 +1,25 @@
+// Baseline x86-64 (SSE2, by the compiler). Every include with code comes before the target pragma, and all else has
+// internal linkage: a weak symbol compiled for this instruction set could be picked by the linker for all machines.
+#include <cstring>
+
+#include "kernels.h"
+
+// Vectors stay inside this file: how they would be passed to another does not matter.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace torchaccel {
+namespace {
+
+#include "simd_scalar.h"
+
+}  // namespace
+
+namespace {
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels kScalarKernels = {"scalar", quantize, quantize_rows, dense, sparse};
+
+}  // namespace torchaccel

@@ -1,0 +1,140 @@
+// 16 lanes in one AVX-512 register (F, BW, VL, DQ); with TORCHACCEL_VNNI four products a lane in one instruction.
+
+#define TORCHACCEL_INLINE static inline __attribute__((always_inline))
+
+constexpr int kAccumulators = 24, kTileRows = 8, kTileVectors = 2;
+
+using I32 = __m512i;
+using F32 = __m512;
+
+TORCHACCEL_INLINE I32 i32_load(const int32_t* p) { return _mm512_loadu_si512(p); }
+TORCHACCEL_INLINE void i32_store(int32_t* p, I32 a) { _mm512_storeu_si512(p, a); }
+TORCHACCEL_INLINE I32 i32_splat(int32_t x) { return _mm512_set1_epi32(x); }
+TORCHACCEL_INLINE I32 i32_add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
+TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
+TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
+TORCHACCEL_INLINE I32 i32_load_s8(const int8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+TORCHACCEL_INLINE I32 i32_load_u8(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+TORCHACCEL_INLINE void i32_store_s8(int8_t* p, I32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a));
+}
+TORCHACCEL_INLINE void i32_store_u8(uint8_t* p, I32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_max_epi32(a, _mm512_setzero_si512())));
+}
+TORCHACCEL_INLINE I32 i32_round(F32 a) { return _mm512_cvtps_epi32(a); }
+TORCHACCEL_INLINE I32 i32_magnitude(F32 a) {
+  return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+}
+
+TORCHACCEL_INLINE F32 f32_load(const float* p) { return _mm512_loadu_ps(p); }
+TORCHACCEL_INLINE void f32_store(float* p, F32 a) { _mm512_storeu_ps(p, a); }
+TORCHACCEL_INLINE F32 f32_splat(float x) { return _mm512_set1_ps(x); }
+TORCHACCEL_INLINE F32 f32_of(I32 a) { return _mm512_cvtepi32_ps(a); }
+TORCHACCEL_INLINE F32 f32_add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+TORCHACCEL_INLINE F32 f32_sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+TORCHACCEL_INLINE F32 f32_mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+TORCHACCEL_INLINE F32 f32_div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+// The second operand where either is NaN.
+TORCHACCEL_INLINE F32 f32_min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+TORCHACCEL_INLINE F32 f32_max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+TORCHACCEL_INLINE F32 f32_zero_if_nan(F32 a) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a); }
+TORCHACCEL_INLINE F32 f32_if_negative(F32 a, F32 b, F32 c) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_LT_OQ), c, b);
+}
+TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+
+#ifdef TORCHACCEL_VNNI
+
+using X = __m512i;
+using W = __m512i;
+TORCHACCEL_INLINE X x_load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+TORCHACCEL_INLINE X x_splat(const uint8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+TORCHACCEL_INLINE W w_load(const int8_t* p) { return _mm512_loadu_si512(p); }
+TORCHACCEL_INLINE W w_splat(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) { return _mm512_dpbusd_epi32(acc, x, w); }
+
+#else
+
+// Without VNNI the bytes are widened to 16 bits, even and odd ones apart: vpmaddubsw would saturate.
+struct X {
+  __m512i even, odd;
+};
+struct W {
+  __m512i even, odd;
+};
+TORCHACCEL_INLINE X x_split(__m512i a) {
+  return {_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(a, 8)};
+}
+TORCHACCEL_INLINE W w_split(__m512i a) {
+  return {_mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8), _mm512_srai_epi16(a, 8)};
+}
+TORCHACCEL_INLINE X x_load(const uint8_t* p) { return x_split(_mm512_loadu_si512(p)); }
+TORCHACCEL_INLINE X x_splat(const uint8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return x_split(_mm512_set1_epi32(word));
+}
+TORCHACCEL_INLINE W w_load(const int8_t* p) { return w_split(_mm512_loadu_si512(p)); }
+TORCHACCEL_INLINE W w_splat(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return w_split(_mm512_set1_epi32(word));
+}
+TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) {
+  acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x.even, w.even));
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(x.odd, w.odd));
+}
+
+#endif
+
+// GCC's own headers start unmasked intrinsics from an undefined register and warn of it where they are inlined.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+// dst[d * stride + 4 * r ...] = dword d of rows[r], XOR flip; 16 rows, 1 to 16 dwords.
+TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
+                                   int64_t stride) {
+  const __mmask16 mask = static_cast<__mmask16>(0xffff >> (16 - dwords));  // reads nothing past the row
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_maskz_loadu_epi32(mask, rows[i]);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  // a[4 * q + j]: dwords j, j + 4, j + 8, j + 12 (one per 128 bits) of rows 4 * q .. 4 * q + 3.
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  const __m512i flips = _mm512_set1_epi32(static_cast<int32_t>(flip));
+  for (int j = 0; j < 4; ++j) {
+    const __m512i p = _mm512_shuffle_i32x4(a[j], a[j + 4], 0x88), q = _mm512_shuffle_i32x4(a[j], a[j + 4], 0xdd);
+    const __m512i r = _mm512_shuffle_i32x4(a[j + 8], a[j + 12], 0x88);
+    const __m512i s = _mm512_shuffle_i32x4(a[j + 8], a[j + 12], 0xdd);
+    b[j] = _mm512_shuffle_i32x4(p, r, 0x88);
+    b[j + 8] = _mm512_shuffle_i32x4(p, r, 0xdd);
+    b[j + 4] = _mm512_shuffle_i32x4(q, s, 0x88);
+    b[j + 12] = _mm512_shuffle_i32x4(q, s, 0xdd);
+  }
+  for (int d = 0; d < 16; ++d) {
+    if (d < dwords) _mm512_storeu_si512(dst + d * stride, _mm512_xor_si512(b[d], flips));
+  }
+}

@@ -1,0 +1,93 @@
+// 16 lanes of the compiler's generic vectors, which it lowers to plain x86-64: for processors without AVX2, and as the
+// yardstick of the other instruction sets. No simd_*.h includes anything: what an instruction set needs is included
+// before its target pragma.
+
+#define TORCHACCEL_INLINE static inline __attribute__((always_inline))
+
+// Accumulators of 16 lanes that fit the register file, and the dense tile (rows x vectors of 16 output channels).
+constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
+
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef float F32 __attribute__((vector_size(64)));
+typedef int8_t S8x16 __attribute__((vector_size(16)));
+typedef uint8_t U8x16 __attribute__((vector_size(16)));
+
+template <typename V>
+TORCHACCEL_INLINE V load_as(const void* p) {
+  V out;
+  memcpy(&out, p, sizeof(V));
+  return out;
+}
+
+TORCHACCEL_INLINE I32 i32_load(const int32_t* p) { return load_as<I32>(p); }
+TORCHACCEL_INLINE void i32_store(int32_t* p, const I32& a) { memcpy(p, &a, 64); }
+TORCHACCEL_INLINE I32 i32_splat(int32_t x) { return I32{} + x; }
+TORCHACCEL_INLINE I32 i32_add(const I32& a, const I32& b) { return (I32)((U32)a + (U32)b); }
+TORCHACCEL_INLINE I32 i32_sub(const I32& a, const I32& b) { return (I32)((U32)a - (U32)b); }
+TORCHACCEL_INLINE I32 i32_mul(const I32& a, const I32& b) { return (I32)((U32)a * (U32)b); }
+TORCHACCEL_INLINE I32 i32_max(const I32& a, const I32& b) { return a > b ? a : b; }
+TORCHACCEL_INLINE I32 i32_load_s8(const int8_t* p) { return __builtin_convertvector(load_as<S8x16>(p), I32); }
+TORCHACCEL_INLINE I32 i32_load_u8(const uint8_t* p) { return __builtin_convertvector(load_as<U8x16>(p), I32); }
+TORCHACCEL_INLINE I32 i32_clamp(const I32& a, int32_t low, int32_t high) {
+  const I32 raised = a < low ? I32{} + low : a;
+  return raised > high ? I32{} + high : raised;
+}
+TORCHACCEL_INLINE void i32_store_s8(int8_t* p, const I32& a) {
+  const S8x16 bytes = __builtin_convertvector(i32_clamp(a, -128, 127), S8x16);
+  memcpy(p, &bytes, 16);
+}
+TORCHACCEL_INLINE void i32_store_u8(uint8_t* p, const I32& a) {
+  const U8x16 bytes = __builtin_convertvector(i32_clamp(a, 0, 255), U8x16);
+  memcpy(p, &bytes, 16);
+}
+// Half to even, for |x| below 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+TORCHACCEL_INLINE I32 i32_round(const F32& a) { return __builtin_convertvector((a + 12582912.0f) - 12582912.0f, I32); }
+// The bits without the sign; as integers they order as the magnitudes do, infinity and NaN at the top.
+TORCHACCEL_INLINE I32 i32_magnitude(const F32& a) { return (I32)a & 0x7fffffff; }
+
+TORCHACCEL_INLINE F32 f32_load(const float* p) { return load_as<F32>(p); }
+TORCHACCEL_INLINE void f32_store(float* p, const F32& a) { memcpy(p, &a, 64); }
+TORCHACCEL_INLINE F32 f32_splat(float x) {
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  return (F32)(U32{} + word);  // as bits: 0.0f + -0.0f would lose the sign
+}
+TORCHACCEL_INLINE F32 f32_of(const I32& a) { return __builtin_convertvector(a, F32); }
+TORCHACCEL_INLINE F32 f32_add(const F32& a, const F32& b) { return a + b; }
+TORCHACCEL_INLINE F32 f32_sub(const F32& a, const F32& b) { return a - b; }
+TORCHACCEL_INLINE F32 f32_mul(const F32& a, const F32& b) { return a * b; }
+TORCHACCEL_INLINE F32 f32_div(const F32& a, const F32& b) { return a / b; }
+// As the instructions do: the second operand where either is NaN.
+TORCHACCEL_INLINE F32 f32_min(const F32& a, const F32& b) { return a < b ? a : b; }
+TORCHACCEL_INLINE F32 f32_max(const F32& a, const F32& b) { return a > b ? a : b; }
+TORCHACCEL_INLINE F32 f32_zero_if_nan(const F32& a) { return a == a ? a : F32{}; }
+// b where a is below 0, else c.
+TORCHACCEL_INLINE F32 f32_if_negative(const F32& a, const F32& b, const F32& c) { return a < 0.0f ? b : c; }
+// 2^n, n in -126..127.
+TORCHACCEL_INLINE F32 f32_exp2(const I32& n) { return (F32)((n + 127) << 23); }
+
+// 16 groups of 4 bytes: unsigned activations, signed weights.
+using X = U32;
+using W = I32;
+TORCHACCEL_INLINE X x_load(const uint8_t* p) { return load_as<X>(p); }
+TORCHACCEL_INLINE X x_splat(const uint8_t* p) { return X{} + load_as<uint32_t>(p); }  // one group in every lane
+TORCHACCEL_INLINE W w_load(const int8_t* p) { return load_as<W>(p); }
+TORCHACCEL_INLINE W w_splat(const int8_t* p) { return W{} + load_as<int32_t>(p); }
+// acc + the dot product of each lane's 4 activations and 4 weights, exact.
+TORCHACCEL_INLINE I32 dot4(const I32& acc, const X& x, const W& w) {
+  U32 sum = (U32)acc;
+  for (int j = 0; j < 32; j += 8) sum += ((x >> j) & 0xffu) * (U32)((I32)((U32)w << (24 - j)) >> 24);
+  return (I32)sum;
+}
+
+// dst[d * stride + 4 * r ...] = dword d of rows[r], XOR flip; 16 rows, 1 to 16 dwords.
+TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
+                                   int64_t stride) {
+  for (int d = 0; d < dwords; ++d) {
+    for (int r = 0; r < 16; ++r) {
+      const uint32_t word = load_as<uint32_t>(rows[r] + 4 * d) ^ flip;
+      memcpy(dst + d * stride + 4 * r, &word, 4);
+    }
+  }
+}
