@@ -94,6 +94,12 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # Each block begins as its shortcut, which makes the first steps of a short training stable
+            # (Goyal et al., 2017, arXiv:1706.02677).
+            if isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:  # x: [N, in_channels, H, W] -> [N, num_classes]
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
