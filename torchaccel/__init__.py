@@ -1,1 +1,31 @@
-"""torchaccel."""
+"""torchaccel makes trained PyTorch models faster: pruned and int8 layers on own kernels, kept only where measured faster."""
+
+__version__ = "0.1.0"
+
+from torchaccel import nn, ops
+from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity, quantize_, sparsify_
+from torchaccel.workflow.accelerate import accelerate
+from torchaccel.workflow.benchmark import benchmark
+from torchaccel.workflow.checkpoint import load, save
+from torchaccel.workflow.doctor import doctor
+from torchaccel.workflow.optimize import optimize
+from torchaccel.workflow.result import Result
+
+__all__ = [
+    "Int8Dynamic",
+    "Int8Static",
+    "Int8WeightOnly",
+    "Result",
+    "Sparsity",
+    "__version__",
+    "accelerate",
+    "benchmark",
+    "doctor",
+    "load",
+    "nn",
+    "ops",
+    "optimize",
+    "quantize_",
+    "save",
+    "sparsify_",
+]

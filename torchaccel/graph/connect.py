@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from torchaccel.graph.trace import module_of, set_module, trace
@@ -17,8 +16,6 @@ from torchaccel.nn.quantize import QuantizeInt8
 
 INT8 = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)
 
-_MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
-
 
 @dataclass(frozen=True)
 class _Use:
@@ -26,24 +23,14 @@ class _Use:
     role: str  # "x" or "residual" of an int8 layer, or "other"
 
 
-def _monotone(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node commutes with quantization, so that it may run on int8: max-pooling without indices."""
-    module = module_of(graph, node)
-    if isinstance(module, nn.MaxPool2d):
-        return not module.return_indices
-    return node.op == "call_function" and node.target in _MAX_POOLS
-
-
 def _uses(graph: fx.GraphModule, node: fx.Node) -> Iterator[_Use]:
-    """Who reads the value of `node`, seen through max-pooling."""
+    """Who reads the value of `node`."""
     for user in node.users:
         if isinstance(module_of(graph, user), INT8):
             if user.args and user.args[0] is node:
                 yield _Use(user, "x")
             if len(user.args) > 1 and user.args[1] is node:
                 yield _Use(user, "residual")
-        elif _monotone(graph, user):
-            yield from _uses(graph, user)
         else:
             yield _Use(user, "other")
 
@@ -77,7 +64,7 @@ def connect(graph: fx.GraphModule) -> None:
 def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
     """One quantization for a float value that several int8 layers read."""
     layer = module_of(graph, node)
-    if _monotone(graph, node) or (isinstance(layer, INT8) and layer.output_dtype != torch.float32):
+    if isinstance(layer, INT8) and layer.output_dtype != torch.float32:
         return
     readers = [user for user in node.users if isinstance(module_of(graph, user), INT8) and user.args[0] is node]
     wanted = _common_range(graph, [_Use(reader, "x") for reader in readers])

@@ -69,6 +69,10 @@ class DenseConv2d(_Dense, nn.Conv2d):
         """The same layer, sharing the parameters of `conv`."""
         return _share(cls, conv)
 
+    def to_float(self) -> nn.Conv2d:
+        """The plain `nn.Conv2d`, without what was fused, sharing the parameters."""
+        return _plain(nn.Conv2d, self)
+
     def config(self) -> dict[str, Any]:
         """The arguments that make an empty layer of this shape."""
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -104,6 +108,10 @@ class DenseLinear(_Dense, nn.Linear):
         """The same layer, sharing the parameters of `linear`."""
         return _share(cls, linear)
 
+    def to_float(self) -> nn.Linear:
+        """The plain `nn.Linear`, without what was fused, sharing the parameters."""
+        return _plain(nn.Linear, self)
+
     def config(self) -> dict[str, Any]:
         """The arguments that make an empty layer of this shape."""
         return {
@@ -122,9 +130,15 @@ class DenseLinear(_Dense, nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], "")
 
 
-def _share(cls: type, module: nn.Module) -> Any:
+def _plain(cls: type, module: nn.Module) -> Any:
+    """A module of `cls` with the attributes of `module`, sharing its parameters."""
     made = cls.__new__(cls)
-    made.__dict__.update(module.__dict__)
+    made.__dict__.update({name: value for name, value in module.__dict__.items() if name not in ("activation", "_packed")})
     made._parameters, made._buffers, made._modules = dict(module._parameters), dict(module._buffers), dict(module._modules)
-    made.activation, made._packed = getattr(module, "activation", "none"), None
+    return made
+
+
+def _share(cls: type, module: nn.Module) -> Any:
+    made = _plain(cls, module)
+    made.activation, made._packed = "none", None
     return made

@@ -181,12 +181,18 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
             raise ValueError(f"load: model_fn does not build the model of {path}: {error}") from error
         for name, layer in metadata["layers"].items():
             try:
-                built.get_submodule(name)
                 made = LAYERS[layer["kind"]](**layer["config"])
+                _same_sizes(built.get_submodule(name), made)
             except (AttributeError, TypeError, ValueError) as error:
                 raise ValueError(f"load: layer {name!r} of {path} does not fit the model of model_fn: {error}") from error
             set_module(built, name, made)
     return built
+
+
+def _same_sizes(there: nn.Module, made: nn.Module) -> None:
+    for size in ("in_channels", "out_channels", "kernel_size", "in_features", "out_features"):
+        if getattr(there, size, None) != getattr(made, size, None):
+            raise ValueError(f"{size} is {getattr(there, size, None)} in the model, {getattr(made, size, None)} in the file")
 
 
 def load(

@@ -22,6 +22,7 @@ from torchaccel.compress import (
     sparsify_,
     why_kept,
 )
+from torchaccel.compress.configs import check_config
 from torchaccel.graph.cache import ChoiceCache
 from torchaccel.graph.choose import Choice
 from torchaccel.graph.connect import assemble
@@ -80,6 +81,10 @@ def optimize(
     check_inputs(example_inputs)
     check_fraction("max_drop", max_drop, 0.0, float("inf"))
     check_fraction("min_speedup", min_speedup, 0.0, float("inf"))
+    if sparsity is not None and not isinstance(sparsity, Sparsity):
+        raise ValueError(f"sparsity: given {sparsity!r}, accepted is a Sparsity or None")
+    if int8 is not None:
+        check_config("optimize", int8)
     if finetune is not None and sparsity is None:
         raise ValueError("finetune: given without sparsity, accepted only with it, since it is called after each pruning step")
     progress = Progress()
@@ -99,7 +104,7 @@ def optimize(
         notes.append(prepared.note)
     if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
-    candidates = _candidates(prepared, int8, calibration or [example_inputs], example_inputs[0].device, progress)
+    candidates = _candidates(prepared, int8, [example_inputs] if calibration is None else calibration, example_inputs[0].device, progress)
     winners, choices = choose_layers(prepared, candidates, example_inputs, ChoiceCache(), progress)
 
     fast = assemble(prepared.dense, winners)
@@ -165,7 +170,7 @@ def _candidates(
                 reasons.append("kept dense: int8 was not asked for")
                 continue
             try:
-                module = int8_module(dense, int8, ranges.get(name), pattern=form)
+                module = int8_module(dense.to_float(), int8, ranges.get(name), pattern=form)  # type: ignore[operator]
             except ValueError as error:
                 reasons.append(f"kept dense: {error}")
                 continue
