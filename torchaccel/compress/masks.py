@@ -61,7 +61,7 @@ def _bake(module: nn.Module) -> None:
         return
     original = parametrizations.weight.original
     with torch.no_grad():
-        original.copy_(module.weight)  # type: ignore[arg-type]
+        original.copy_(module.weight)
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     # In front, as the layer's own constructor has it.
