@@ -47,7 +47,9 @@ def assert_same(got: Tensor, want: Tensor, activation: str = "none") -> None:
     if activation not in ("gelu", "silu"):
         bits = torch.int32 if want.dtype == torch.float32 else want.dtype
         same = (got.view(bits) == want.view(bits)) | (got.isnan() & want.isnan())
-        assert same.all(), f"{int((~same).sum())} of {same.numel()} differ, first {got[~same][0]} against {want[~same][0]}"
+        assert same.all(), (
+            f"{int((~same).sum())} of {same.numel()} differ, first {got[~same][0]} against {want[~same][0]}"
+        )
     elif want.dtype == torch.float32:
         torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-6, equal_nan=True)
     else:

@@ -80,7 +80,8 @@ def test_threads_agree(isa: str, threads: None) -> None:
     for count in (1, 2):
         torch.set_num_threads(count)
         results.append((ops.quantize_int8(x, scale), *ops.quantize_int8_dynamic(x, torch.uint8)))
-    for one, two, want in zip(*results, (_static_reference(x, scale, None, torch.int8), *_dynamic_reference(x, torch.uint8)), strict=True):
+    wanted = (_static_reference(x, scale, None, torch.int8), *_dynamic_reference(x, torch.uint8))
+    for one, two, want in zip(*results, wanted, strict=True):
         assert_same(one, two)
         assert_same(one, want)
 

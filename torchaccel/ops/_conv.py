@@ -33,13 +33,13 @@ def as_nhwc(x: Tensor) -> Tensor:
 
 def rows(x: Tensor) -> Tensor:
     """[N, C, H, W] as [N * H * W, C]."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.permute(0, 2, 3, 1).reshape(x.numel() // x.shape[1] if x.shape[1] else 0, x.shape[1])
 
 
 def from_rows(y: Tensor, n: int, height: int, width: int) -> Tensor:
     """[N * H * W, C] as [N, C, H, W] with channels_last strides, also where sizes of 1 leave them ambiguous."""
     out = empty_nhwc((n, y.shape[1], height, width), y.dtype, y.device)
-    return out.copy_(y.view(n, height, width, -1).permute(0, 3, 1, 2))
+    return out.copy_(y.view(n, height, width, y.shape[1]).permute(0, 3, 1, 2))
 
 
 def per_pixel(value: Tensor | None, n: int, pixels: int) -> Tensor | None:
@@ -61,7 +61,7 @@ def exact_conv(
     if any(padding):
         shift = 0.0 if zero_point is None else zero_point.view(-1, 1, 1, 1).to(torch.float64)
         wide = F.pad(wide - shift, (padding[1], padding[1], padding[0], padding[0])) + shift
-    if 0 in a.shape:
+    if 0 in a.shape or 0 in b.shape:
         size = output_size(a.shape[2:], b.shape[2:], stride, padding, dilation)
         return a.new_zeros((a.shape[0], b.shape[0], *size), dtype=torch.int32)
     return F.conv2d(wide, b.to(torch.float64), None, stride, 0, dilation, groups).to(torch.int32)
