@@ -104,9 +104,9 @@ def cuda_home() -> str | None:
     given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc")
     # The nvcc on PATH may be a link or a wrapper outside the toolkit, so a candidate must have the headers too.
-    candidates = [given] if given else [str(Path(found).resolve().parents[1]) if found else "", "/usr/local/cuda"]
+    candidates = [given] if given else [*([str(Path(found).resolve().parents[1])] if found else []), "/usr/local/cuda"]
     for home in candidates:
-        if home and Path(home, "bin", "nvcc").exists() and Path(home, "include", "cuda_runtime.h").exists():
+        if Path(home, "bin", "nvcc").exists() and Path(home, "include", "cuda_runtime.h").exists():
             return home
     return None
 
