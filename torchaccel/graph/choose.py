@@ -56,7 +56,7 @@ def _timed(
     cache: ChoiceCache,
     budget_s: float,
 ) -> dict[str, Any]:
-    """Compare on one set of trials; where the candidate leads, confirm on a fresh one. What was measured is kept."""
+    """Compare on one set of trials; where the candidate leads, confirm on a fresh one. A clear result is remembered."""
     name = key(dense, candidate, args)
     known = cache.get(name)
     if known is not None:
@@ -72,7 +72,8 @@ def _timed(
         "dense_ms": result.baseline_median_ms,
         "chosen_ms": result.candidate_median_ms,
     }
-    cache.put(name, entry)
+    if result.low > 1 or result.high < 1:  # a noisy moment must not decide for good
+        cache.put(name, entry)
     return entry
 
 
