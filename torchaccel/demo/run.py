@@ -107,7 +107,8 @@ class _Run:
     _progress: Progress = field(default_factory=Progress)
 
     def train(self) -> nn.Module:
-        model = self.recipe.build().to(self.digits.device).to(memory_format=torch.channels_last)
+        model: nn.Module = self.recipe.build().to(self.digits.device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         began = time.perf_counter()
         value = self._phase(model, "training", self.recipe.dense)
         self.figures |= {
