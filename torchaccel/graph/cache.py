@@ -30,8 +30,10 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    facts = dict(line.partition(":")[::2] for line in lines if line.startswith(("model name", "cpu family", "model\t", "stepping")))
-    return " ".join(value.strip() for value in facts.values())
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
+    name = facts.get("model name", platform.processor())
+    # Virtual machines often hide the model's name; these numbers tell processors apart.
+    return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
 
 
 @cache
