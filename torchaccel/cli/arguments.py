@@ -138,6 +138,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def use_threads(count: int | None) -> None:
+    """Set the number of CPU threads; None leaves torch's own choice.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if count is None:
+        return
+    if count < 1:
+        raise ValueError(f"--threads is {count}, accepted is at least 1")
+    torch.set_num_threads(count)
+
+
 def parse_sparsity(text: str | None) -> Sparsity | None:
     """ "1x4:0.9" is 90 % of the weights in blocks of the pattern 1x4.
 

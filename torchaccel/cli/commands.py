@@ -30,7 +30,7 @@ Inputs = Annotated[
     typer.Option("--input", metavar="SHAPE", help="e.g. 1x3x224x224, batch first, or 8x128:int64; once per input."),
 ]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="safetensors file that fits the model.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice without it.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's own choice without it.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -84,14 +84,11 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time a model's dense forms: eager, channels_last, frozen torch.compile; on CUDA also half types."""
-    import torch
-
     from torchaccel.cli import arguments
     from torchaccel.workflow.benchmark import benchmark
 
     with only_json(json):
-        if threads is not None:
-            torch.set_num_threads(threads)
+        arguments.use_threads(threads)
         where = arguments.pick_device(device)
         examples = arguments.make_inputs(inputs, where)
         built = arguments.build_model(model, weights).to(where)
@@ -122,8 +119,6 @@ def optimize(
     json: Json = False,
 ) -> None:
     """Make a model faster and write it with a report; keeps the best dense form where nothing is faster."""
-    import torch
-
     from torchaccel.cli import arguments
     from torchaccel.workflow.checkpoint import save
     from torchaccel.workflow.optimize import optimize as run
@@ -132,8 +127,7 @@ def optimize(
         how = arguments.parse_int8(int8, calibration is not None)
         pruning = arguments.parse_sparsity(sparsity)
         where = arguments.pick_device(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        arguments.use_threads(threads)
         examples = arguments.make_inputs(inputs, where)
         batches = arguments.read_calibration(calibration, examples[0])
         _make_folder(out)

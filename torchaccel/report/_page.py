@@ -79,6 +79,7 @@ def render(data: Mapping[str, Any]) -> str:
     return _template().render(
         data=data,
         model=data.get("model") or "model",
+        date=str(data["environment"].get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
         outcome=_facts.outcome(data),
         headline=_facts.headline(data),
         interval=_facts.interval(data),
