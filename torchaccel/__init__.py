@@ -1,4 +1,4 @@
-"""torchaccel makes trained PyTorch models faster: pruned and int8 layers on own kernels, kept only where measured faster."""
+"""torchaccel makes trained PyTorch models faster: pruned and int8 layers, each kept only where measured faster."""
 
 __version__ = "0.1.0"
 

@@ -54,7 +54,7 @@ class Comparison:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95% interval of the median from order statistics: no assumption on the distribution (the sign test inverted)."""
+    """A 95% interval of the median from order statistics, the sign test inverted; it assumes no distribution."""
     ordered = sorted(values)
     n = len(ordered)
     # The largest k with P(Binomial(n, 1/2) <= k) <= 2.5%; without one the interval is the whole range.
@@ -74,13 +74,16 @@ def _repeats(step: Step, least_seconds: float) -> int:
     return max(1, math.ceil(least_seconds / max(once, 1e-7)))
 
 
-def compare(baseline: Step, candidate: Step, budget_s: float = 1.0, min_pairs: int = 9, max_pairs: int = 101) -> Comparison:
+def compare(
+    baseline: Step, candidate: Step, budget_s: float = 1.0, min_pairs: int = 9, max_pairs: int = 101
+) -> Comparison:
     """Time two steps in turns, alternating which goes first, for about `budget_s` seconds.
 
     Short steps are repeated within a sample, so that each sample takes a millisecond or more.
     """
     repeats = (_repeats(baseline, 1e-3), _repeats(candidate, 1e-3))
-    steps, times = (baseline, candidate), ([], [])
+    steps = (baseline, candidate)
+    times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + budget_s
     pair = 0
     while pair < min_pairs or (pair < max_pairs and time.perf_counter() < end):
@@ -92,7 +95,9 @@ def compare(baseline: Step, candidate: Step, budget_s: float = 1.0, min_pairs: i
     return Comparison(statistics.median(ratios), low, high, tuple(times[0]), tuple(times[1]))
 
 
-def interleaved_ms(steps: Sequence[Step], budget_s: float = 1.0, min_rounds: int = 5, max_rounds: int = 51) -> list[float]:
+def interleaved_ms(
+    steps: Sequence[Step], budget_s: float = 1.0, min_rounds: int = 5, max_rounds: int = 51
+) -> list[float]:
     """The median milliseconds of each step, timed in turns."""
     repeats = [_repeats(step, 1e-3) for step in steps]
     times: list[list[float]] = [[] for _ in steps]

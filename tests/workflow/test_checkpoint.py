@@ -72,7 +72,9 @@ def test_modules_that_quantize_made(config: object, tmp_path: Path) -> None:
     head = nn.Sequential(model, nn.Flatten(), nn.Linear(16 * 144, 8)).eval()
     ta.quantize_(head, config)
     ta.save(head, tmp_path / "m.safetensors")
-    loaded = ta.load(tmp_path / "m.safetensors", lambda: nn.Sequential(Branching(), nn.Flatten(), nn.Linear(16 * 144, 8)))
+    loaded = ta.load(
+        tmp_path / "m.safetensors", lambda: nn.Sequential(Branching(), nn.Flatten(), nn.Linear(16 * 144, 8))
+    )
     with torch.no_grad():
         assert torch.equal(loaded(INPUTS[0]), head(INPUTS[0]))
 

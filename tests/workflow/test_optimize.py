@@ -15,7 +15,6 @@ import torchaccel as ta
 from tests.models import Branching, SmallNet, settled
 from torchaccel import measure
 
-
 module = importlib.import_module("torchaccel.workflow.optimize")  # the package exports the function of the same name
 
 
@@ -57,7 +56,9 @@ def test_a_faster_model_is_returned_with_its_proof(eager_only, monkeypatch, tmp_
     _times(monkeypatch, 2.0)
     model = settled(SmallNet())
     before = copy.deepcopy(model.state_dict())
-    result = ta.optimize(model.train(), X, calibration=[X[0], (X[0], None)], evaluate=_agreement(settled(SmallNet())), max_drop=0.1)
+    result = ta.optimize(
+        model.train(), X, calibration=[X[0], (X[0], None)], evaluate=_agreement(settled(SmallNet())), max_drop=0.1
+    )
     assert result.passed and result.report.speedup == 2.0
     assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert {layer["chosen"] for layer in result.report.layers} == {"int8"}
@@ -119,7 +120,9 @@ def test_pruning_in_steps_calls_finetune_and_masks_hold(eager_only, monkeypatch)
         zeros = (model.block2.conv2.weight == 0).float().mean()
         steps.append((step, round(float(zeros), 2)))
 
-    result = ta.optimize(settled(SmallNet()), X, sparsity=ta.Sparsity("1x4", 0.75, steps=(0.5, 0.75)), finetune=finetune)
+    result = ta.optimize(
+        settled(SmallNet()), X, sparsity=ta.Sparsity("1x4", 0.75, steps=(0.5, 0.75)), finetune=finetune
+    )
     assert [step for step, _ in steps] == [0, 1]
     assert [zeros for _, zeros in steps] == pytest.approx([0.5, 0.75], abs=0.02)
     chosen = {layer["name"]: layer["chosen"] for layer in result.report.layers}

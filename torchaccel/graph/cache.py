@@ -1,4 +1,4 @@
-"""What was measured before, kept in a file: the choice of a layer is remembered per shape, mask, threads and machine."""
+"""What was measured before, kept in a file: a layer's choice is remembered per shape, mask, threads and machine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def key(dense: nn.Module, candidate: nn.Module, args: tuple[Tensor, ...]) -> str
 
 
 class ChoiceCache:
-    """A JSON file of measured comparisons. One that cannot be read counts as empty; one that cannot be written is left."""
+    """A JSON file of measured comparisons; unreadable it counts as empty, unwritable it is left alone."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()

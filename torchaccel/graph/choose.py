@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torchaccel import measure
 from torchaccel.graph.cache import ChoiceCache, key
 from torchaccel.graph.connect import assemble
+from torchaccel.graph.fuse import Layer, layer_at
 
 Tick = Callable[[str], None]
+
+_BUDGET_S = 0.25  # for one comparison
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,11 @@ def arguments(model: nn.Module, names: Collection[str], inputs: tuple[Tensor, ..
 
 
 def _timed(
-    dense: nn.Module,
+    dense: Layer,
     dense_args: tuple[Tensor, ...],
     candidate: nn.Module,
     args: tuple[Tensor, ...],
     cache: ChoiceCache,
-    budget_s: float,
 ) -> dict[str, Any]:
     """Compare on one set of trials; where the candidate leads, confirm on a fresh one. A clear result is remembered."""
     name = key(dense, candidate, args)
@@ -63,9 +65,9 @@ def _timed(
         return known
     steps = (lambda: dense(*dense_args)), (lambda: candidate(*args))
     with torch.no_grad():
-        result = measure.compare(*steps, budget_s=budget_s)
+        result = measure.compare(*steps, budget_s=_BUDGET_S)
         if result.speedup > 1:
-            result = measure.compare(*steps, budget_s=budget_s)
+            result = measure.compare(*steps, budget_s=_BUDGET_S)
     entry = {
         "speedup": result.speedup,
         "low": result.low,
@@ -87,17 +89,11 @@ def kind(module: nn.Module) -> str:
     return f"{words} {pattern} sparse" if pattern else words + (" weight-only" if "WeightOnly" in name else "")
 
 
-def _shape(dense: nn.Module, args: tuple[Tensor, ...]) -> str:
+def _shape(dense: Layer, args: tuple[Tensor, ...]) -> str:
     x, weight = args[0], dense.weight
     if weight.dim() == 4:
         return f"{tuple(x.shape)} * {tuple(weight.shape)}"
     return f"{tuple(x.shape)} @ {tuple(weight.shape)}"
-
-
-def _dense_choice(dense: nn.Module, name: str, args: tuple[Tensor, ...], reason: str) -> Choice:
-    zeros = float((dense.weight == 0).float().mean()) if dense.weight.numel() else 0.0
-    layer = type(dense).__name__.removeprefix("Dense")
-    return Choice(name, layer, _shape(dense, args), zeros, "dense float", 1.0, 0.0, 0.0, reason)
 
 
 def choose(
@@ -106,7 +102,6 @@ def choose(
     kept: Mapping[str, str],
     inputs: tuple[Tensor, ...],
     cache: ChoiceCache,
-    budget_s: float = 0.25,
     tick: Tick = lambda name: None,
 ) -> tuple[dict[str, nn.Module], list[Choice]]:
     """Pick the fastest form of each layer of a dense model.
@@ -118,70 +113,84 @@ def choose(
         inputs: example inputs; layers are timed on the tensors that they see when the model runs on these, int8 ones
             where their neighbours hand over int8.
         cache: comparisons measured before.
-        budget_s: seconds for one comparison.
-        tick: called with each name when it has been timed.
+        tick: called with a layer's name each time it has been timed.
 
     Returns:
         Layer name -> the module that won there, and one Choice per layer, in the order of the model's modules.
     """
     names = [name for name, _ in model.named_modules() if name in alternatives or name in kept]
-    dense_args = arguments(model, names, inputs)
-    choices = {
-        name: _dense_choice(model.get_submodule(name), name, dense_args[name], kept.get(name, "no other form applies"))
-        for name in names
-        if name in dense_args
-    }
-    alternatives = {name: forms for name, forms in alternatives.items() if name in choices and forms}
-    winners: dict[str, nn.Module] = {}
-    rivals = max((len(forms) for forms in alternatives.values()), default=0)
-    for rank in range(rivals):
-        trial = {name: forms[min(rank, len(forms) - 1)] for name, forms in alternatives.items()}
-        timed = {name for name, forms in alternatives.items() if rank < len(forms)}
-        _try(model, trial, timed, choices, winners, dense_args, inputs, cache, budget_s, tick)
-    # Neighbours that stayed dense change what a layer reads and writes, so the winners are timed again as they will run.
+    contest = _Contest(model, inputs, arguments(model, names, inputs), cache, tick)
+    for name in names:
+        if name in contest.dense_args:  # others are not called on these inputs
+            contest.enter(name, kept.get(name, "kept dense: no other form applies"))
+    rivals = {name: forms for name, forms in alternatives.items() if name in contest.choices and forms}
+    for rank in range(max(map(len, rivals.values()), default=0)):
+        trial = {name: forms[min(rank, len(forms) - 1)] for name, forms in rivals.items()}
+        contest.run(trial, {name for name, forms in rivals.items() if rank < len(forms)})
+    # Neighbours that stay dense change what a layer reads and writes, so winners are timed again as they will run.
     for _ in range(3):
-        before = dict(winners)
-        names = set(winners)
-        winners.clear()
-        _try(model, before, names, choices, winners, dense_args, inputs, cache, budget_s, tick)
-        if winners.keys() == before.keys():
+        before, contest.winners = contest.winners, {}
+        contest.run(before, before.keys())
+        if contest.winners.keys() == before.keys():
             break
-    return winners, list(choices.values())
+    return contest.winners, list(contest.choices.values())
 
 
-def _try(
-    model: nn.Module,
-    trial: Mapping[str, nn.Module],
-    timed: set[str],
-    choices: dict[str, Choice],
-    winners: dict[str, nn.Module],
-    dense_args: Mapping[str, tuple[Tensor, ...]],
-    inputs: tuple[Tensor, ...],
-    cache: ChoiceCache,
-    budget_s: float,
-    tick: Tick,
-) -> None:
-    """Time the layers of `timed` inside a model that holds all of `trial`; note results in `choices` and `winners`."""
-    if not timed:
-        return
-    assembled = assemble(model, trial)
-    args_of = arguments(assembled, timed, inputs)
-    batch = inputs[0].shape[0] if inputs[0].dim() else 1
-    for name in args_of:
-        dense, candidate = model.get_submodule(name), assembled.get_submodule(name)
-        result = _timed(dense, dense_args[name], candidate, args_of[name], cache, budget_s)
-        label, speedup = kind(trial[name]), result["speedup"]
-        best = choices[name].speedup if name in winners else 1.0
+@dataclass
+class _Contest:
+    """The comparisons made so far."""
+
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    dense_args: Mapping[str, tuple[Tensor, ...]]
+    cache: ChoiceCache
+    tick: Tick
+    winners: dict[str, nn.Module] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    def enter(self, name: str, reason: str) -> None:
+        """A layer starts out dense."""
+        dense = layer_at(self.model, name)
+        zeros = float((dense.weight == 0).float().mean()) if dense.weight.numel() else 0.0
+        layer = type(dense).__name__.removeprefix("Dense")
+        shape = _shape(dense, self.dense_args[name])
+        self.choices[name] = Choice(name, layer, shape, zeros, "dense float", 1.0, 0.0, 0.0, reason)
+
+    def run(self, trial: Mapping[str, nn.Module], timed: Collection[str]) -> None:
+        """Time the layers of `timed` inside a model that holds all of `trial`."""
+        if not timed:
+            return
+        assembled = assemble(self.model, trial)
+        for name, args in arguments(assembled, timed, self.inputs).items():
+            candidate = assembled.get_submodule(name)
+            self._judge(
+                name,
+                trial[name],
+                _timed(layer_at(self.model, name), self.dense_args[name], candidate, args, self.cache),
+            )
+            self.tick(name)
+
+    def _judge(self, name: str, module: nn.Module, result: Mapping[str, float]) -> None:
+        batch = self.inputs[0].shape[0] if self.inputs[0].dim() else 1
+        label, speedup, choice = kind(module), result["speedup"], self.choices[name]
+        best = choice.speedup if name in self.winners else 1.0
         if result["low"] > 1.0 and speedup > best:
-            winners[name] = trial[name]
-            choices[name] = replace(
-                choices[name], chosen=label, speedup=speedup, dense_ms=result["dense_ms"], chosen_ms=result["chosen_ms"],
+            self.winners[name] = module
+            self.choices[name] = replace(
+                choice,
+                chosen=label,
+                speedup=speedup,
+                dense_ms=result["dense_ms"],
+                chosen_ms=result["chosen_ms"],
                 reason=f"{label}: {speedup:.2f}x dense at N={batch}",
-            )  # fmt: skip
-        elif name not in winners:
+            )
+        elif name not in self.winners:
             spread = "" if speedup <= 1 else f", interval from {result['low']:.2f}x"
-            choices[name] = replace(
-                choices[name], chosen="dense float", speedup=1.0, dense_ms=result["dense_ms"], chosen_ms=result["dense_ms"],
+            self.choices[name] = replace(
+                choice,
+                chosen="dense float",
+                speedup=1.0,
+                dense_ms=result["dense_ms"],
+                chosen_ms=result["dense_ms"],
                 reason=f"kept dense: {label} is {speedup:.2f}x at N={batch}{spread}",
-            )  # fmt: skip
-        tick(name)
+            )

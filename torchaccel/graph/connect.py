@@ -37,7 +37,8 @@ def _uses(graph: fx.GraphModule, node: fx.Node) -> Iterator[_Use]:
 
 def _common_range(graph: fx.GraphModule, uses: list[_Use]) -> InputRange | None:
     """The one static range that all readers of x expect, or None."""
-    ranges = {module_of(graph, use.node).input_range() for use in uses if use.role == "x"}  # type: ignore[union-attr, operator]
+    readers = [module_of(graph, use.node) for use in uses if use.role == "x"]
+    ranges = {reader.input_range() for reader in readers if isinstance(reader, INT8)}
     return ranges.pop() if len(ranges) == 1 else None
 
 
@@ -52,9 +53,9 @@ def connect(graph: fx.GraphModule) -> None:
         layer = module_of(graph, node)
         if isinstance(layer, INT8) and all(use.role != "other" for use in uses):
             layer.set_output(wanted.scale, wanted.zero_point, wanted.dtype)
-            for use in uses:
-                if use.role == "residual":
-                    module_of(graph, use.node).set_residual(wanted.scale, wanted.zero_point)  # type: ignore[union-attr]
+            for adding in (module_of(graph, use.node) for use in uses if use.role == "residual"):
+                assert isinstance(adding, INT8)
+                adding.set_residual(wanted.scale, wanted.zero_point)
     for node in nodes:
         _share_quantization(graph, node)
     graph.graph.lint()

@@ -14,6 +14,15 @@ from torchaccel.graph.trace import calls, module_of, set_module
 from torchaccel.nn.dense import DenseConv2d, DenseLinear
 
 LAYERS = (DenseConv2d, DenseLinear)
+Layer = DenseConv2d | DenseLinear
+
+
+def layer_at(model: nn.Module, name: str) -> Layer:
+    """The dense layer of that name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, LAYERS), f"{name} is {type(layer).__name__}"
+    return layer
+
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _ACTIVATIONS = {
@@ -57,17 +66,21 @@ def _fuse_addition(graph: fx.GraphModule, node: fx.Node, single: set[str]) -> fx
         return None
     if _shape(node.args[0]) is None or _shape(node.args[0]) != _shape(node.args[1]):
         return None  # a number, or an addition that broadcasts, is no residual
+    sides = [a for a in node.args if isinstance(a, fx.Node)]
     ready = [
         a
-        for a in node.args
-        if isinstance(module_of(graph, a), DenseConv2d) and a.target in single and len(a.users) == 1 and len(a.args) == 1
+        for a in sides
+        if isinstance(module_of(graph, a), DenseConv2d)
+        and str(a.target) in single
+        and len(a.users) == 1
+        and len(a.args) == 1
     ]
     if not ready:
         return None
     layer = max(ready, key=lambda a: _weights(graph, a))
-    other = node.args[1] if node.args[0] is layer else node.args[0]
+    other = sides[1] if sides[0] is layer else sides[0]
     with graph.graph.inserting_before(node):
-        fused = graph.graph.call_module(layer.target, (layer.args[0], other))
+        fused = graph.graph.call_module(str(layer.target), (layer.args[0], other))
     node.replace_all_uses_with(fused)
     graph.graph.erase_node(node)
     graph.graph.erase_node(layer)
@@ -97,7 +110,12 @@ def fuse(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
             continue
         before = node.args[0]
         layer = module_of(graph, before)
-        if not isinstance(layer, LAYERS) or len(before.users) > 1 or before.target not in single or layer.activation != "none":
+        if (
+            not isinstance(layer, LAYERS)
+            or len(before.users) > 1
+            or before.target not in single
+            or layer.activation != "none"
+        ):
             continue
         layer.fuse_activation(activation)
         node.replace_all_uses_with(before)
@@ -110,5 +128,7 @@ def fuse(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
 def layers(graph: fx.GraphModule) -> list[str]:
     """The names of the layers that can be chosen; one that is called twice is left as it is."""
     return [
-        name for name, nodes in calls(graph).items() if len(nodes) == 1 and isinstance(graph.get_submodule(name), LAYERS)
+        name
+        for name, nodes in calls(graph).items()
+        if len(nodes) == 1 and isinstance(graph.get_submodule(name), LAYERS)
     ]

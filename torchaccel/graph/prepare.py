@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, strongest_dense
-from torchaccel.graph.trace import Untraceable, same_outputs, set_module, trace
+from torchaccel.graph.trace import UntraceableError, same_outputs, set_module, trace
 from torchaccel.nn import Int8Conv2d, Int8Linear, SparseConv2d, SparseInt8Conv2d
 
 _CONVERTED = (Int8Conv2d, Int8Linear, SparseInt8Conv2d, SparseConv2d)
@@ -34,7 +35,7 @@ class Prepared:
 
 
 def _to_float(model: nn.Module) -> dict[str, nn.Module]:
-    given = {name: module for name, module in model.named_modules() if isinstance(module, _CONVERTED)}
+    given: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, _CONVERTED)}
     for name, module in given.items():
         set_module(model, name, module.to_float())  # type: ignore[operator]
     return given
@@ -51,8 +52,10 @@ def prepare(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collection[
     try:
         graph = trace(model)
         if not same_outputs(model, graph, inputs):
-            raise Untraceable("the recorded graph gives other outputs than the model, so its Python depends on values")
-    except Untraceable as error:
+            raise UntraceableError(
+                "the recorded graph gives other outputs than the model, so its Python depends on values"
+            )
+    except UntraceableError as error:
         given = _to_float(model)
         names = [name for name, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
         strongest_dense(model, [name for name in names if name not in protected])
@@ -71,10 +74,21 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     return Prepared(graph, layers(graph), given)
 
 
-def skeleton(model: nn.Module, inputs: list[dict[str, object]]) -> fx.GraphModule:
-    """The fused graph of a model under the meta device, as `prepare` made it, to load a checkpoint into."""
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int32, torch.int64)
+}
+
+
+def skeleton(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> fx.GraphModule:
+    """The fused graph of a model under the meta device, as `prepare` made it, to load a checkpoint into.
+
+    Raises:
+        UntraceableError: the model cannot be recorded.
+        KeyError, TypeError: `inputs` are not as `prepare` noted them.
+    """
     graph = trace(model)
-    tensors = (torch.empty(x["shape"], dtype=getattr(torch, str(x["dtype"]).removeprefix("torch.")), device="meta") for x in inputs)  # type: ignore[call-overload]
-    prepared = _fused(graph, tuple(tensors))
-    assert isinstance(prepared.dense, fx.GraphModule)
-    return prepared.dense
+    tensors = tuple(torch.empty(list(x["shape"]), dtype=_DTYPES[x["dtype"]], device="meta") for x in inputs)
+    dense = _fused(graph, tensors).dense
+    assert isinstance(dense, fx.GraphModule)
+    return dense

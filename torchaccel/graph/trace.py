@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 _PACKAGE = __name__.partition(".")[0]
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """The model's Python cannot be recorded as a graph; the message says why."""
 
 
@@ -22,7 +22,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """Record `model`, in eval mode, as a graph that shares its modules.
 
     Raises:
-        Untraceable: control flow that depends on values, or other Python that torch.fx cannot record.
+        UntraceableError: control flow that depends on values, or other Python that torch.fx cannot record.
     """
     if isinstance(model, fx.GraphModule):
         return fx.GraphModule(model, _copy(model.graph), class_name=type(model).__name__)
@@ -30,7 +30,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
     try:
         graph = tracer.trace(model)
     except Exception as error:  # torch.fx lets any error of the model's code through
-        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}") from error
+        raise UntraceableError(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        ) from error
     return fx.GraphModule(tracer.root, graph, class_name=type(model).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Dense float layers in their strongest form: what a layer that stays dense runs as, and what candidates are timed against.
+"""Dense float layers in their strongest form: what a layer that stays dense runs as, and what others are timed against.
 
 On a CPU in float32 without gradients they call oneDNN with prepacked weights and the activation and residual fused
 (the ops that frozen `torch.compile` calls); otherwise plain PyTorch. They stay trainable.
@@ -38,7 +38,7 @@ class _Dense(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _onednn(self, x: Tensor) -> bool:
-        return (
+        return bool(
             x.device.type == "cpu"
             and x.dtype == torch.float32
             and x.numel() > 0
@@ -75,8 +75,20 @@ class DenseConv2d(_Dense, nn.Conv2d):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an empty layer of this shape."""
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        return {name: getattr(self, name) for name in names} | {"bias": self.bias is not None, "activation": self.activation}
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
+        return {name: getattr(self, name) for name in names} | {
+            "bias": self.bias is not None,
+            "activation": self.activation,
+        }
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self._onednn(x) or self.padding_mode != "zeros" or isinstance(self.padding, str) or x.dim() != 4:
@@ -130,15 +142,21 @@ class DenseLinear(_Dense, nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], "")
 
 
-def _plain(cls: type, module: nn.Module) -> Any:
+def _plain(cls: Any, module: nn.Module) -> Any:
     """A module of `cls` with the attributes of `module`, sharing its parameters."""
     made = cls.__new__(cls)
-    made.__dict__.update({name: value for name, value in module.__dict__.items() if name not in ("activation", "_packed")})
-    made._parameters, made._buffers, made._modules = dict(module._parameters), dict(module._buffers), dict(module._modules)
+    made.__dict__.update(
+        {name: value for name, value in module.__dict__.items() if name not in ("activation", "_packed")}
+    )
+    made._parameters, made._buffers, made._modules = (
+        dict(module._parameters),
+        dict(module._buffers),
+        dict(module._modules),
+    )
     return made
 
 
-def _share(cls: type, module: nn.Module) -> Any:
+def _share(cls: Any, module: nn.Module) -> Any:
     made = _plain(cls, module)
     made.activation, made._packed = "none", None
     return made

@@ -18,6 +18,9 @@ class QuantizeInt8(nn.Module):
     Equivalent to `torch.quantize_per_tensor(x, scale, zero_point, dtype).int_repr()`.
     """
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, input_range: InputRange) -> None:
         super().__init__()
         self.input_range = input_range
@@ -30,4 +33,8 @@ class QuantizeInt8(nn.Module):
         return f"scale={r.scale:.3g}, zero_point={r.zero_point}, dtype={r.dtype}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.dtype == self.input_range.dtype else quantize_int8(x, self.scale, self.zero_point, self.input_range.dtype)
+        return (
+            x
+            if x.dtype == self.input_range.dtype
+            else quantize_int8(x, self.scale, self.zero_point, self.input_range.dtype)
+        )

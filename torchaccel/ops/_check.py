@@ -30,7 +30,9 @@ def device_of(op: str, first: Tensor, **others: Tensor | None) -> None:
 
 def sizes(op: str, name: str, tensor: Tensor | None, *accepted: tuple[int, ...]) -> None:
     if tensor is not None and tuple(tensor.shape) not in accepted:
-        fail(op, f"{name} has shape {tuple(tensor.shape)}, accepted is {' or '.join(map(str, dict.fromkeys(accepted)))}")
+        fail(
+            op, f"{name} has shape {tuple(tensor.shape)}, accepted is {' or '.join(map(str, dict.fromkeys(accepted)))}"
+        )
 
 
 def known_activation(op: str, name: str) -> None:

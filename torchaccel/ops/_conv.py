@@ -16,7 +16,8 @@ def output_size(
 ) -> tuple[int, int]:
     """(OH, OW) of a convolution over (H, W)."""
     height, width = (
-        (s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+        (s + 2 * p - d * (k - 1) - 1) // st + 1
+        for s, k, st, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
     )
     return height, width
 
@@ -42,9 +43,9 @@ def from_rows(y: Tensor, n: int, height: int, width: int) -> Tensor:
     return out.copy_(y.view(n, height, width, y.shape[1]).permute(0, 3, 1, 2))
 
 
-def per_pixel(value: Tensor | None, n: int, pixels: int) -> Tensor | None:
+def per_pixel(value: Tensor, pixels: int) -> Tensor:
     """[1] or [N] values, one per image, as [1] or [N * pixels]."""
-    return value if value is None or value.numel() == 1 else value.repeat_interleave(pixels)
+    return value if value.numel() == 1 else value.repeat_interleave(pixels)
 
 
 def exact_conv(
@@ -84,7 +85,8 @@ def check(
             _check.fail(op, f"{name} is {tuple(pair)}, accepted are two integers of at least {least}")
     size = output_size(x.shape[2:], kernel, stride, padding, dilation)
     if min(size) < 1:
-        _check.fail(op, f"a kernel of {tuple(kernel)} with dilation {tuple(dilation)} does not fit an input of {tuple(x.shape[2:])}")
+        given = f"a kernel of {tuple(kernel)} with dilation {tuple(dilation)}"
+        _check.fail(op, f"{given} does not fit an input of {tuple(x.shape[2:])}")
     return size
 
 
@@ -98,6 +100,8 @@ def check_residual(
     _check.sizes(op, "residual", residual, shape)
     if (residual.dtype in _check.INT8) != (scale is not None):
         given = "without" if scale is None else "with"
-        _check.fail(op, f"residual is {residual.dtype} {given} scale_residual; int8 and uint8 need one, float types take none")
+        _check.fail(
+            op, f"residual is {residual.dtype} {given} scale_residual; int8 and uint8 need one, float types take none"
+        )
     _check.sizes(op, "scale_residual", scale, (1,))
     _check.sizes(op, "zero_point_residual", zero_point, (1,))

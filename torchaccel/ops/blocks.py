@@ -31,7 +31,8 @@ def fits(pattern: str, out_channels: int, in_channels: int) -> str | None:
     rows, columns = block_of(pattern)
     columns = 4 if pattern == "2:4" else columns
     if out_channels % rows or in_channels % columns:
-        return f"{pattern} needs output channels divisible by {rows} and input channels by {columns}, given {out_channels} and {in_channels}"
+        needs = f"{pattern} needs output channels divisible by {rows} and input channels by {columns}"
+        return f"{needs}, given {out_channels} and {in_channels}"
     return None
 
 
@@ -67,12 +68,19 @@ def check(op: str, values: Tensor, columns: Tensor, row_offsets: Tensor, width: 
     if values.dim() != 3 or columns.dim() != 1 or row_offsets.dim() != 1 or values.shape[0] != columns.numel():
         _check.fail(
             op,
-            f"values {tuple(values.shape)}, columns {tuple(columns.shape)} and row_offsets {tuple(row_offsets.shape)} do not match; "
-            "accepted are [blocks, rows, columns], [blocks] and [block rows + 1]",
+            f"values {tuple(values.shape)}, columns {tuple(columns.shape)} and row_offsets {tuple(row_offsets.shape)} "
+            "do not match; accepted are [blocks, rows, columns], [blocks] and [block rows + 1]",
         )
     for name, index in (("columns", columns), ("row_offsets", row_offsets)):
         _check.dtype_in(op, name, index.dtype, (torch.int32,))
-    if row_offsets.numel() < 1 or row_offsets[0] != 0 or row_offsets[-1] != columns.numel() or (row_offsets.diff() < 0).any():
+    if (
+        row_offsets.numel() < 1
+        or row_offsets[0] != 0
+        or row_offsets[-1] != columns.numel()
+        or (row_offsets.diff() < 0).any()
+    ):
         _check.fail(op, f"row_offsets must rise from 0 to the {columns.numel()} blocks")
     if columns.numel() and (columns.min() < 0 or columns.max() >= width):
-        _check.fail(op, f"columns reach from {int(columns.min())} to {int(columns.max())}, accepted are 0 to {width - 1}")
+        _check.fail(
+            op, f"columns reach from {int(columns.min())} to {int(columns.max())}, accepted are 0 to {width - 1}"
+        )

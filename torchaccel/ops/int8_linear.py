@@ -29,7 +29,19 @@ def _reference(
     # float64 holds every int32 sum exactly, and its matrix product runs on every device.
     acc = (a.reshape(a.shape[:-1].numel(), k).to(torch.float64) @ b.to(torch.float64).t()).to(torch.int32)
     y = _epilogue.finish(
-        acc, colsum, scale_a, scale_b, zero_point, bias, None, None, None, activation, out_dtype, scale_out, zero_point_out
+        acc,
+        colsum,
+        scale_a,
+        scale_b,
+        zero_point,
+        bias,
+        None,
+        None,
+        None,
+        activation,
+        out_dtype,
+        scale_out,
+        zero_point_out,
     )
     return y.reshape(*a.shape[:-1], n)
 
@@ -101,10 +113,24 @@ def int8_linear(
     if a.dim() == 0 or a.shape[-1] != k:
         _check.fail(OP, f"a has K={a.shape[-1] if a.dim() else None}, b has K={k}")
     _check.depth(OP, k, a.dtype)
-    _check.epilogue(OP, a, a.shape[:-1].numel(), n, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out)
+    _check.epilogue(
+        OP,
+        a,
+        a.shape[:-1].numel(),
+        n,
+        scale_a,
+        scale_b,
+        zero_point,
+        bias,
+        activation,
+        out_dtype,
+        scale_out,
+        zero_point_out,
+    )
     if colsum is None:
         colsum = b.sum(1, dtype=torch.int32)
     reason = supports(a.device, out_dtype=out_dtype)
     call = torch.ops.torchaccel.int8_linear if reason is None else _reference
-    return call(a, b, colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out, packed)
-
+    return call(
+        a, b, colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out, packed
+    )

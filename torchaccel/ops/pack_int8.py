@@ -34,7 +34,9 @@ def pack_int8(b: Tensor, groups: int = 1) -> Tensor | None:
     """
     _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
     if b.dim() != 2 or b.shape[0] % groups:
-        _check.fail(OP, f"b has shape {tuple(b.shape)} with groups={groups}, accepted is [N, K] with N a multiple of groups")
+        _check.fail(
+            OP, f"b has shape {tuple(b.shape)} with groups={groups}, accepted is [N, K] with N a multiple of groups"
+        )
     if not has_kernel(OP, b.device):
         return None
     return torch.ops.torchaccel.pack_int8(b.contiguous(), groups)

@@ -79,7 +79,8 @@ def sparse_conv2d(
     Raises:
         ValueError: a wrong shape, dtype or device.
 
-    Equivalent to `F.conv2d(x, from_blocks(values, columns, row_offsets, C, kernel_size), bias, stride, padding, dilation)`.
+    Equivalent to `F.conv2d(x, from_blocks(values, columns, row_offsets, C, kernel_size), bias, stride, padding,
+    dilation)`, then the residual and the activation.
     """
     _check.dtype_in(OP, "x", x.dtype, _check.FLOATS)
     _check.dtype_in(OP, "values", values.dtype, (x.dtype,))

@@ -42,9 +42,9 @@ def _reference(
     y = _epilogue.finish(
         _conv.rows(acc),
         colsum,
-        _conv.per_pixel(scale_a, n, height * width),
+        _conv.per_pixel(scale_a, height * width),
         scale_b,
-        _conv.per_pixel(zero_point, n, height * width),
+        None if zero_point is None else _conv.per_pixel(zero_point, height * width),
         bias,
         None if residual is None else _conv.rows(residual),
         scale_residual,

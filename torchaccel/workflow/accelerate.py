@@ -13,8 +13,10 @@ from torchaccel.compress import finalize_masks_, pattern_of, why_kept
 from torchaccel.graph.cache import ChoiceCache
 from torchaccel.graph.choose import Choice, choose
 from torchaccel.graph.connect import assemble
+from torchaccel.graph.fuse import Layer, layer_at
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.nn import SparseConv2d
+from torchaccel.nn.dense import DenseConv2d
 from torchaccel.ops import has_kernel
 from torchaccel.workflow.inputs import check_inputs
 from torchaccel.workflow.progress import Progress
@@ -31,7 +33,11 @@ class Candidates:
 def served(module: nn.Module, device: object) -> str | None:
     """Why no native kernel would serve the layer on `device`, or None. A reference is never faster than dense."""
     op = module.op  # type: ignore[attr-defined]
-    return None if has_kernel(str(op), str(device)) else f"kept dense: no native kernel for {op} on {device} (see torchaccel doctor)"
+    return (
+        None
+        if has_kernel(str(op), str(device))
+        else f"kept dense: no native kernel for {op} on {device} (see torchaccel doctor)"
+    )
 
 
 def choose_layers(
@@ -39,9 +45,24 @@ def choose_layers(
 ) -> tuple[dict[str, nn.Module], list[Choice]]:
     """Run the choice with a progress bar, and keep what was measured."""
     with progress.step("timing layers", sum(len(forms) for forms in candidates.alternatives.values())) as tick:
-        winners, choices = choose(prepared.dense, candidates.alternatives, candidates.kept, inputs, cache, tick=lambda _: tick())
+        winners, choices = choose(
+            prepared.dense, candidates.alternatives, candidates.kept, inputs, cache, tick=lambda _: tick()
+        )
     cache.save()
     return winners, choices
+
+
+def sparse_float(dense: Layer, pattern: str) -> SparseConv2d:
+    """The float layer with its pruned weights compressed, and what was fused.
+
+    Raises:
+        ValueError: with the reason where there is none.
+    """
+    if not isinstance(dense, DenseConv2d):
+        raise ValueError("sparse kernels serve convolutions")
+    module = SparseConv2d.from_float(dense.to_float(), pattern)
+    module.fuse_activation(dense.activation)
+    return module
 
 
 def _candidates(prepared: Prepared, device: object) -> Candidates:
@@ -50,12 +71,13 @@ def _candidates(prepared: Prepared, device: object) -> Candidates:
     for name in prepared.names:
         module = prepared.given.get(name)
         if module is None:
-            pattern = pattern_of(prepared.dense.get_submodule(name).weight)
+            dense = layer_at(prepared.dense, name)
+            pattern = pattern_of(dense.weight)
             if pattern is None:
                 kept[name] = "kept dense: not pruned, not quantized"
                 continue
             try:
-                module = SparseConv2d.from_float(prepared.dense.get_submodule(name), pattern)
+                module = sparse_float(dense, pattern)
             except ValueError as error:
                 kept[name] = f"kept dense: {error}"
                 continue

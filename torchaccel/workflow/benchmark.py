@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def benchmark(model: nn.Module, inputs: tuple[Tensor, ...], budget_s: float = 2.
     try:
         forms, failed = dense_forms(model, inputs)
         with torch.no_grad():
-            times = measure.interleaved_ms([lambda f=form: f.model(*inputs) for form in forms], budget_s)
+            times = measure.interleaved_ms([partial(form.model, *inputs) for form in forms], budget_s)
     finally:
         model.train(training)
     latency = {form.name: ms for form, ms in zip(forms, times, strict=True)}

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torchaccel import __version__
 from torchaccel.graph.connect import connect
 from torchaccel.graph.prepare import skeleton
-from torchaccel.graph.trace import Untraceable, set_module
+from torchaccel.graph.trace import UntraceableError, set_module
 from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
 from torchaccel.nn.dense import DenseConv2d, DenseLinear
 from torchaccel.nn.quantize import QuantizeInt8
@@ -59,12 +59,12 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if type(module) in _WORDS
     }
-    graph = isinstance(model, fx.GraphModule) and "torchaccel_inputs" in model.meta
+    inputs = model.meta.get("torchaccel_inputs") if isinstance(model, fx.GraphModule) else None
     return {
         "format": FORMAT,
         "torchaccel": __version__,
-        "structure": "graph" if graph else "modules",
-        "inputs": model.meta["torchaccel_inputs"] if graph else [],
+        "structure": "modules" if inputs is None else "graph",
+        "inputs": inputs or [],
         "layers": layers,
     }
 
@@ -75,12 +75,23 @@ def _compact(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     for name, tensor in state.items():
-        identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        identity = (
+            tensor.untyped_storage().data_ptr(),
+            tensor.storage_offset(),
+            tuple(tensor.shape),
+            tuple(tensor.stride()),
+            tensor.dtype,
+        )
         if tensor.numel() and identity in first:
             aliases[name] = first[identity]
             continue
         first[identity] = name
-        if name.rpartition(".")[2] == "columns" and tensor.dtype == torch.int32 and tensor.numel() and int(tensor.max()) < 1 << 15:
+        if (
+            name.rpartition(".")[2] == "columns"
+            and tensor.dtype == torch.int32
+            and tensor.numel()
+            and int(tensor.max()) < 1 << 15
+        ):
             tensor = tensor.to(torch.int16)
         kept = tensor.detach().cpu().contiguous()
         stored[name] = kept.clone() if kept.untyped_storage().nbytes() != kept.nbytes else kept
@@ -158,7 +169,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _tensors(path: str | os.PathLike[str], aliases: dict[str, str], device: torch.device) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"load: {path} is truncated or no safetensors file ({error})") from error
     for name, tensor in state.items():
@@ -177,14 +188,16 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
         model = model_fn().eval()
         try:
             built: nn.Module = skeleton(model, metadata["inputs"]) if metadata["structure"] == "graph" else model
-        except Untraceable as error:
+        except (UntraceableError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"load: model_fn does not build the model of {path}: {error}") from error
         for name, layer in metadata["layers"].items():
             try:
                 made = LAYERS[layer["kind"]](**layer["config"])
                 _same_sizes(built.get_submodule(name), made)
             except (AttributeError, TypeError, ValueError) as error:
-                raise ValueError(f"load: layer {name!r} of {path} does not fit the model of model_fn: {error}") from error
+                raise ValueError(
+                    f"load: layer {name!r} of {path} does not fit the model of model_fn: {error}"
+                ) from error
             set_module(built, name, made)
     return built
 
@@ -192,7 +205,9 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
 def _same_sizes(there: nn.Module, made: nn.Module) -> None:
     for size in ("in_channels", "out_channels", "kernel_size", "in_features", "out_features"):
         if getattr(there, size, None) != getattr(made, size, None):
-            raise ValueError(f"{size} is {getattr(there, size, None)} in the model, {getattr(made, size, None)} in the file")
+            raise ValueError(
+                f"{size} is {getattr(there, size, None)} in the model, {getattr(made, size, None)} in the file"
+            )
 
 
 def load(

@@ -76,7 +76,13 @@ def build_report(evidence: Evidence) -> Report:
     best = evidence.forms.best
 
     def side(form: str, ms: float, accuracy: float | None, size: int) -> dict[str, Any]:
-        return {"form": form, "latency_ms": ms, "throughput": batch / ms * 1e3, "accuracy": accuracy, "size_bytes": size}
+        return {
+            "form": form,
+            "latency_ms": ms,
+            "throughput": batch / ms * 1e3,
+            "accuracy": accuracy,
+            "size_bytes": size,
+        }
 
     baseline = side(best.name, trials.baseline_median_ms, evidence.accuracy[0], size_bytes(evidence.original))
     optimized = side("torchaccel", trials.candidate_median_ms, evidence.accuracy[1], size_bytes(evidence.optimized))
@@ -116,4 +122,5 @@ def _verdict(evidence: Evidence) -> str:
     if not evidence.accuracy_passed:
         before, after = evidence.accuracy
         reasons.append(f"evaluate fell from {before:.4f} to {after:.4f}, allowed was a drop of {evidence.max_drop:g}")
-    return f"the optimized model was not taken: {'; '.join(reasons)}; the best dense form ({evidence.forms.best.name}) is returned"
+    returned = f"the best dense form ({evidence.forms.best.name}) is returned"
+    return f"the optimized model was not taken: {'; '.join(reasons)}; {returned}"

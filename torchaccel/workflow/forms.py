@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +43,16 @@ class Cast(nn.Module):
 
 
 def _channels_last(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    cast = copy.deepcopy(model)
-    if dtype is not None:
-        cast = cast.to(dtype)
-    return Cast(cast.to(memory_format=torch.channels_last), dtype, channels_last=True)
+    held = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Cast(held if dtype is None else held.to(dtype), dtype, channels_last=True)
 
 
-def _compiled(model: nn.Module, **options: object) -> nn.Module:
-    return torch.compile(model, options={"freezing": True, **options})  # type: ignore[return-value]
+def _compiled(model: nn.Module, **options: bool) -> nn.Module:
+    return cast(nn.Module, torch.compile(model, options=dict[str, Any](freezing=True) | options))
+
+
+def _graphed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return _compiled(_channels_last(model, dtype), **{"triton.cudagraphs": True})
 
 
 def _cpu_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
@@ -63,10 +67,8 @@ def _cuda_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
     forms = _cpu_forms(model)
     for dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        forms[f"channels_last {name}"] = lambda dtype=dtype: _channels_last(model, dtype)
-        forms[f"torch.compile, frozen, CUDA graphs, {name}"] = lambda dtype=dtype: _compiled(
-            _channels_last(model, dtype), **{"triton.cudagraphs": True}
-        )
+        forms[f"channels_last {name}"] = partial(_channels_last, model, dtype)
+        forms[f"torch.compile, frozen, CUDA graphs, {name}"] = partial(_graphed, model, dtype)
     return forms
 
 

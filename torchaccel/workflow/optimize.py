@@ -24,12 +24,12 @@ from torchaccel.compress import (
 )
 from torchaccel.compress.configs import check_config
 from torchaccel.graph.cache import ChoiceCache
-from torchaccel.graph.choose import Choice
 from torchaccel.graph.connect import assemble
+from torchaccel.graph.fuse import layer_at
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.nn import InputRange
 from torchaccel.workflow.accelerate import Candidates, choose_layers, served
-from torchaccel.workflow.benchmark import Benchmark, benchmark
+from torchaccel.workflow.benchmark import benchmark
 from torchaccel.workflow.evidence import Evidence, build_report
 from torchaccel.workflow.gates import hold_accuracy
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
@@ -86,7 +86,9 @@ def optimize(
     if int8 is not None:
         check_config("optimize", int8)
     if finetune is not None and sparsity is None:
-        raise ValueError("finetune: given without sparsity, accepted only with it, since it is called after each pruning step")
+        raise ValueError(
+            "finetune: given without sparsity, accepted only with it, since it is called after each pruning step"
+        )
     progress = Progress()
     notes: list[str] = []
     original = copy.deepcopy(model).eval()
@@ -104,7 +106,9 @@ def optimize(
         notes.append(prepared.note)
     if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
-    candidates = _candidates(prepared, int8, [example_inputs] if calibration is None else calibration, example_inputs[0].device, progress)
+    candidates = _candidates(
+        prepared, int8, [example_inputs] if calibration is None else calibration, example_inputs[0].device, progress
+    )
     winners, choices = choose_layers(prepared, candidates, example_inputs, ChoiceCache(), progress)
 
     fast = assemble(prepared.dense, winners)
@@ -161,7 +165,7 @@ def _candidates(
     alternatives: dict[str, list[nn.Module]] = {}
     kept: dict[str, str] = {}
     for name in prepared.names:
-        dense = prepared.dense.get_submodule(name)
+        dense = layer_at(prepared.dense, name)
         pattern = pattern_of(dense.weight)
         made: list[nn.Module] = []
         reasons: list[str] = []
@@ -170,7 +174,7 @@ def _candidates(
                 reasons.append("kept dense: int8 was not asked for")
                 continue
             try:
-                module = int8_module(dense.to_float(), int8, ranges.get(name), pattern=form)  # type: ignore[operator]
+                module = int8_module(dense.to_float(), int8, ranges.get(name), pattern=form)
             except ValueError as error:
                 reasons.append(f"kept dense: {error}")
                 continue
