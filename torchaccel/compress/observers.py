@@ -12,11 +12,10 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def range_of(low: float, high: float) -> InputRange:
-    """uint8 over [min(low, 0), max(high, 0)]: zero point 0 where nothing is negative, else affine.
+    """uint8 over low <= 0 <= high: zero point 0 where nothing is negative, else affine.
 
     Zero is always exact, since padding and ReLU produce it. A range of zeros gets scale 1.
     """
-    low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
         return InputRange(1.0, 0, torch.uint8)
     # Divided first: the span of two finite floats may be infinite.
@@ -25,7 +24,7 @@ def range_of(low: float, high: float) -> InputRange:
 
 
 class MinMaxObserver:
-    """Remembers the smallest and the largest value."""
+    """Remembers the smallest and the largest value, with zero among them."""
 
     def __init__(self) -> None:
         self.low = 0.0

@@ -74,8 +74,8 @@ def symmetric_padding(owner: str, conv: nn.Conv2d) -> tuple[int, int]:
         if any(t % 2 for t in total):
             _check.fail(
                 owner,
-                f"padding is 'same' with kernel {tuple(conv.kernel_size)} and dilation {tuple(conv.dilation)}, which pads "
-                "the two sides differently; accepted is equal padding",
+                f"padding is 'same' with kernel {tuple(conv.kernel_size)} and dilation {tuple(conv.dilation)}, which "
+                "pads the two sides differently; accepted is equal padding",
             )
         return total[0] // 2, total[1] // 2
     return conv.padding[0], conv.padding[1]  # type: ignore[return-value]
