@@ -118,6 +118,8 @@ def test_sizes_that_grow_are_said_to_grow(data: dict[str, Any]) -> None:
         (_format.score, 98.8, "98.8"),
         (_format.rate, 3.14159, "3.14/s"),
         (_format.shape, [64, 3, 7, 7], "64x3x7x7"),
+        (_format.shape, "(1, 64) @ (10, 64)", "1x64 @ 10x64"),
+        (_format.date, "2026-01-02T03:04:05+00:00", "2026-01-02 03:04:05 UTC"),
     ],
 )
 def test_spelling(function: Any, value: Any, text: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 NOT_MEASURED = "not measured"
+
+_TUPLE = re.compile(r"\(\d+(?:, \d+)*,?\)")
 
 
 def milliseconds(value: float | None) -> str:
@@ -67,7 +70,15 @@ def ratio(value: float | None) -> str:
 
 
 def shape(value: str | Sequence[int]) -> str:
-    return value if isinstance(value, str) else "x".join(map(str, value))
+    """Sizes joined by x; in a text such as "(1, 64) @ (10, 64)" each tuple alike."""
+    if not isinstance(value, str):
+        return "x".join(map(str, value))
+    return _TUPLE.sub(lambda match: "x".join(re.findall(r"\d+", match[0])), value)
+
+
+def date(value: object) -> str:
+    """A date in ISO 8601 with a space in place of the T."""
+    return str(value).replace("T", " ").replace("+00:00", " UTC")
 
 
 def plural(count: int, noun: str) -> str:

@@ -42,7 +42,7 @@ def _template() -> Template:
         "percent": _format.percent,
         "score": _format.score,
         "ratio": lambda value: _times(_format.ratio(value)),
-        "shape": lambda value: _times(_format.shape(value)),
+        "shape": _shape,
         "times": _times,
         # Layers of one block differ at the end of their names.
         "tail": lambda text, length: text if len(text) <= length else "…" + text[1 - length :],
@@ -50,6 +50,12 @@ def _template() -> Template:
         "is_dense": _facts.is_dense,
     }
     return environment.get_template("report.html.j2")
+
+
+def _shape(value: Any) -> str:
+    """A shape that breaks before its operator, not after: "1x64 * 64x64x3x3"."""
+    text = _times(_format.shape(value))
+    return text.replace("* ", "*\N{NO-BREAK SPACE}").replace("@ ", "@\N{NO-BREAK SPACE}")
 
 
 def _times(text: str) -> str:
@@ -67,6 +73,7 @@ def _environment(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key in keys:
         value = given[key]
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = _format.date(text) if key == "date" else text
         if value is not None and text:
             rows.append((ENVIRONMENT_LABELS.get(key, key), text))
     return rows
@@ -79,7 +86,7 @@ def render(data: Mapping[str, Any]) -> str:
     return _template().render(
         data=data,
         model=data.get("model") or "model",
-        date=str(data["environment"].get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
+        date=_format.date(data["environment"].get("date") or ""),
         outcome=_facts.outcome(data),
         headline=_facts.headline(data),
         interval=_facts.interval(data),
