@@ -66,7 +66,7 @@ static void dense(const Input& in, const DenseWeights& weights, const Epilogue& 
       gathered = task / units;
       row = gathered / weights.groups * kPanelRows;
       rows = in.rows() - row < kPanelRows ? in.rows() - row : kPanelRows;
-      panel = gather(in, group, row, rows, scratch);
+      panel = gather(in, group, row, rows, 0, depth4, scratch, scratch + in.panel_bytes());
     }
     const int64_t block = 2 * unit, count = blocks - block < 2 ? blocks - block : 2;
     const int8_t* w = weights.packed + (group * blocks + block) * depth4 * 64;

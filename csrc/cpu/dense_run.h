@@ -13,7 +13,7 @@ inline void run_dense(const Input& in, const DenseWeights& weights, const Epilog
   const double cycles = outputs * (static_cast<double>(in.depth()) / 64 + 1);
   const Kernels& kernel = kernels();
   run_shares(tasks, cycles, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(in.scratch_bytes());
+    const Scratch scratch(in.panel_bytes() + in.gather_bytes());
     kernel.dense(in, weights, epilogue, begin, end, scratch.data());
   });
 }

@@ -28,8 +28,9 @@ struct Input {
   int64_t depth() const { return kh * kw * group_channels; }
   int64_t depth4() const { return (depth() + 3) / 4; }
   int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }
-  // Bytes that one thread needs to gather a panel: the panel, 16 rows of padding, 16 rows where c is not whole dwords.
-  int64_t scratch_bytes() const { return depth4() * kPanelRows * 4 + kLanes * 64 + kLanes * row_bytes(); }
+  int64_t panel_bytes() const { return depth4() * kPanelRows * 4; }
+  // What gathering needs besides the panel: 16 pixels of padding, and 16 rows where c is not in whole dwords.
+  int64_t gather_bytes() const { return kLanes * 64 + kLanes * row_bytes(); }
   int64_t row_bytes() const { return group_channels % 4 == 0 ? 0 : (depth() + 63) / 64 * 64; }
 };
 

@@ -93,7 +93,7 @@ static void sparse(const Input& in, const SparseWeights& weights, const Epilogue
       gathered = task / blocks;
       row = gathered * kPanelRows;
       rows = in.rows() - row < kPanelRows ? in.rows() - row : kPanelRows;
-      panel = gather(in, 0, row, rows, scratch);
+      panel = gather(in, 0, row, rows, 0, in.depth4(), scratch, scratch + in.panel_bytes());
     }
     const int64_t channel = task % blocks * kLanes;
     const int64_t n = weights.channels - channel < kLanes ? weights.channels - channel : kLanes;

@@ -83,7 +83,7 @@ Tensor sparse_int8_conv2d(const Tensor& a, const Tensor& values, const Tensor& c
   int64_t parts = threads_for(static_cast<double>(panels) * static_cast<double>(cost(weights, channel_blocks)));
   parts = parts < panels * channel_blocks ? parts : panels * channel_blocks;
   run_parts(parts, [&](int64_t part) {
-    const Scratch scratch(in.scratch_bytes());
+    const Scratch scratch(in.panel_bytes() + in.gather_bytes());
     kernel.sparse(in, weights, epilogue, first_task(weights, panels, channel_blocks, part, parts),
                   first_task(weights, panels, channel_blocks, part + 1, parts), scratch.data());
   });

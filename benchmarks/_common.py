@@ -1,0 +1,97 @@
+"""What the bench_<op>.py files share: where they ran, options, and a table with a ratio against a named baseline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchaccel import _native
+from torchaccel.measure import interleaved_ms
+
+Step = Callable[[], object]
+
+
+def environment() -> dict[str, str | int | None]:
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    return {
+        "cpu": cpu or platform.processor(),
+        "isa": _native.isa(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cache": "warm",
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+class Bench:
+    """Options of the command line, and the rows measured so far."""
+
+    def __init__(self, op: str, baseline: str) -> None:
+        parser = argparse.ArgumentParser(description=f"Times {op} against {baseline}, in turns in one process.")
+        parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+        parser.add_argument("--isa", choices=_native.isas_available(), help="force an instruction set")
+        parser.add_argument("--seconds", type=float, default=0.3, help="per step and shape")
+        parser.add_argument("--json", type=Path, help="write the rows to this file")
+        self.options = parser.parse_args()
+        torch.set_num_threads(self.options.threads)
+        if self.options.isa:
+            _native.force_isa(self.options.isa)
+        self.baseline, self.rows = baseline, list[dict]()
+        print(f"{op}: {', '.join(f'{key} {value}' for key, value in environment().items())}; baseline: {baseline}")
+
+    def row(self, shape: str, work: float, unit: str, steps: dict[str, Step]) -> None:
+        """Time `steps` (the first is the baseline) on one shape; `work` is what one call does, in 10^9 `unit`."""
+        with torch.no_grad():
+            times = interleaved_ms(list(steps.values()), self.options.seconds)
+        cells = []
+        for name, ms in zip(steps, times, strict=True):
+            self.rows.append({"shape": shape, "step": name, "ms": ms, "ratio": times[0] / ms, "rate": work / ms * 1e3})
+            cells.append(f"{name} {ms:8.4f} ms {times[0] / ms:6.2f}x {work / ms * 1e3:7.1f} {unit}")
+        print(f"{shape:34s} " + " | ".join(cells), flush=True)
+
+    def finish(self) -> None:
+        if self.options.json:
+            report = {"environment": environment(), "baseline": self.baseline, "rows": self.rows}
+            self.options.json.write_text(json.dumps(report, indent=1))
+
+
+# (H = W, C, O, kernel, stride): the convolutions of ResNet-50 and ResNet-18 on 224 x 224 images, at most once each.
+RESNET: Sequence[tuple[int, int, int, int, int]] = (
+    (56, 64, 64, 1, 1),
+    (56, 64, 256, 1, 1),
+    (56, 64, 64, 3, 1),
+    (28, 128, 128, 3, 1),
+    (28, 512, 128, 1, 1),
+    (28, 256, 256, 3, 2),
+    (14, 256, 256, 3, 1),
+    (14, 1024, 256, 1, 1),
+    (14, 256, 1024, 1, 1),
+    (7, 512, 512, 3, 1),
+    (7, 2048, 512, 1, 1),
+)
+
+
+def conv_name(n: int, size: int, c: int, o: int, kernel: int, stride: int) -> str:
+    return f"N={n} {c}->{o} {size}x{size} {kernel}x{kernel}" + (f"/{stride}" if stride > 1 else "")
+
+
+def prepacked_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Step:
+    """oneDNN's float32 convolution with ReLU over weights that it packed for this input, channels_last."""
+    args = ([padding, padding], [stride, stride], [1, 1], 1)
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *args, list(x.shape))
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *args, "relu", [], "")
+
+
+def eager_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Step:
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return lambda: F.conv2d(x, weight, bias, stride, padding)
