@@ -74,6 +74,18 @@ def test_pickle_leaves_out_what_is_derived(kind: str) -> None:
         assert loaded.colsum is not None, "derived again on unpickling"
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_moves_between_devices(kind: str) -> None:
+    case = make(kind)
+    moved = copy.deepcopy(case.layer).to("meta")
+    assert all(getattr(moved, name) is None for name in moved.derived)
+    moved.to_empty(device="cpu").load_state_dict(case.layer.state_dict())
+    assert torch.equal(moved(case.x), case.layer(case.x))
+    assert all(getattr(moved, name) is None for name in moved.derived) == all(
+        getattr(case.layer, name) is None for name in moved.derived
+    )
+
+
 @pytest.mark.parametrize("kind", ["linear static u8", "conv static u8", "sparse int8 1x4"])
 def test_loading_other_weights_derives_again(kind: str) -> None:
     """Stale sums would shift every output by the zero point."""

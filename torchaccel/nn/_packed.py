@@ -36,10 +36,13 @@ class PackedModule(nn.Module):
         return next(b.device for b in self.buffers(recurse=False) if b is not None)
 
     def _repack(self) -> None:
-        for name in self.derived:
-            setattr(self, name, None)
+        self._forget()
         if self._device().type != "meta":
             self.pack()
+
+    def _forget(self) -> None:
+        for name in self.derived:
+            setattr(self, name, None)
 
     def _apply(self, fn, recurse=True):
         before = {name: b for name, b in self._buffers.items() if b is not None}
@@ -50,7 +53,9 @@ class PackedModule(nn.Module):
                 new = self._buffers[name]
                 if new is not None and old.is_floating_point() and new.dtype != old.dtype:
                     self._buffers[name] = old.to(new.device)
-        if self._device() != device:
+        if device.type == "meta":
+            self._forget()  # `to_empty` leaves arbitrary bytes, no weights yet
+        elif self._device() != device:
             self._repack()
         return self
 
