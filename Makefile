@@ -36,7 +36,7 @@ cuda: .venv/.packages
 
 # On a machine with a GPU; .venv's Python where there is one, else PYTHON, which then needs a torch with CUDA.
 gpu-check:
-	$(if $(wildcard $(CUDA_LIBRARY)),TORCHACCEL_CUDA_LIBRARY=$(CUDA_LIBRARY)) PYTHONPATH=. \
+	$(if $(wildcard $(CUDA_LIBRARY)),TORCHACCEL_CUDA_LIBRARY=$(CUDA_LIBRARY)) PYTHONPATH=.:$$PYTHONPATH \
 	  $(if $(wildcard $(BIN)/python),python,$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
 clean:
