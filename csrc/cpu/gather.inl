@@ -61,6 +61,7 @@ static Pixels next_pixels(const Input& in, int64_t group, Cursor& at, int64_t co
 // Channels in whole dwords: straight from the image, tap by tap, groups [begin, end) of 4 along K.
 static void gather16_aligned(const Input& in, const Pixels& pixels, int64_t begin, int64_t end, uint8_t* dst,
                              int64_t stride) {
+  if (begin == end) return;  // also where there are no channels at all
   const int64_t groups = in.group_channels / 4;
   int64_t ky = begin / groups / in.kw, kx = begin / groups % in.kw, group = begin % groups;
   for (int64_t k = begin; k < end; group = 0) {
