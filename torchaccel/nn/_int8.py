@@ -176,17 +176,19 @@ class Int8Module(PackedModule):
 
     # Inputs and outputs.
 
+    def _fast(self) -> dict[str, Any]:
+        """The buffers by name; `self.name` goes through nn.Module's lookup, a cost that shows in small layers."""
+        return self._buffers
+
     def _quantized_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`x` with the module's static scale: quantized here where it is float."""
+        b = self._fast()
+        scale, zero_point = b["input_scale"], b["input_zero_point"]
         if x.dtype in _check.INT8:
             if x.dtype != self.input_dtype:
                 _check.fail(type(self).__name__, f"x is {x.dtype}, accepted are {self.input_dtype} and float types")
-            return x, self.input_scale, self.input_zero_point
-        return (
-            quantize_int8(x, self.input_scale, self.input_zero_point, self.input_dtype),
-            self.input_scale,
-            self.input_zero_point,
-        )
+            return x, scale, zero_point
+        return quantize_int8(x, scale, zero_point, self.input_dtype), scale, zero_point
 
     def _refuse_int8(self, x: Tensor) -> None:
         if x.dtype in _check.INT8:

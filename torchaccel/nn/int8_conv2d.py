@@ -102,11 +102,12 @@ class Int8Conv2d(Int8Conv):
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
     ) -> Tensor:
+        b = self._fast()
         return ops.int8_conv2d(
-            a, self.weight, scale_a, self.scale, zero_point, self.bias,
-            residual, self.residual_scale, self.residual_zero_point,
+            a, b["weight"], scale_a, b["scale"], zero_point, b["bias"],
+            residual, b["residual_scale"], b["residual_zero_point"],
             self.stride, self.padding, self.dilation, self.groups, self.activation, out_dtype,
-            self.output_scale, self.output_zero_point, self.colsum, self.packed,
+            b["output_scale"], b["output_zero_point"], b["colsum"], b["packed"],
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -96,9 +96,10 @@ class Int8Linear(Int8Module):
         else:
             self._refuse_int8(source)
             a, scale_a, zero_point = ops.quantize_int8_dynamic(source, self.input_dtype)
+        b = self._fast()
         y = ops.int8_linear(
-            a, self.weight, scale_a, self.scale, zero_point, self.bias, self.activation, self._out_dtype(x),
-            self.output_scale, self.output_zero_point, self.colsum, self.packed,
+            a, b["weight"], scale_a, b["scale"], zero_point, b["bias"], self.activation, self._out_dtype(x),
+            b["output_scale"], b["output_zero_point"], b["colsum"], b["packed"],
         )  # fmt: skip
         return _inference.guard(y, x) if guarded else y
 

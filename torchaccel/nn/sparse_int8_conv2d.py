@@ -124,12 +124,13 @@ class SparseInt8Conv2d(Int8Conv):
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
     ) -> Tensor:
+        b = self._fast()
         return ops.sparse_int8_conv2d(
-            a, self.values, self.columns, self.row_offsets, self.kernel_size, scale_a, self.scale, zero_point,
-            self.bias,
-            residual, self.residual_scale, self.residual_zero_point,
+            a, b["values"], b["columns"], b["row_offsets"], self.kernel_size, scale_a, b["scale"], zero_point,
+            b["bias"],
+            residual, b["residual_scale"], b["residual_zero_point"],
             self.stride, self.padding, self.dilation, self.activation, out_dtype,
-            self.output_scale, self.output_zero_point, self.colsum,
+            b["output_scale"], b["output_zero_point"], b["colsum"],
         )  # fmt: skip
 
     def extra_repr(self) -> str:
