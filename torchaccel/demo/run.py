@@ -81,9 +81,9 @@ def demo(
             events.result(result.report, run.step)
         finally:
             events.close()
+    save(result.model, folder / "model.safetensors")
     result.report.to_json(folder / "report.json")
     result.report.to_html(folder / "report.html")
-    save(result.model, folder / "model.safetensors")
     return result
 
 
