@@ -7,9 +7,9 @@
 #include "kernels.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,popcnt"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,popcnt")
 #endif
 
 namespace torchaccel {
@@ -25,7 +25,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", quantize, quantize_rows, dense, sparse};
+const Kernels kAvx2Kernels = {"avx2", quantize, quantize_rows, dense, sparse, sparse_valid};
 
 }  // namespace torchaccel
 

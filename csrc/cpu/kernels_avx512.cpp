@@ -7,9 +7,9 @@
 #include "kernels.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,popcnt")
 #endif
 
 namespace torchaccel {
@@ -25,7 +25,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512", quantize, quantize_rows, dense, sparse};
+const Kernels kAvx512Kernels = {"avx512", quantize, quantize_rows, dense, sparse, sparse_valid};
 
 }  // namespace torchaccel
 

@@ -7,10 +7,10 @@
 #include "kernels.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt,avx512vnni"))), \
                              apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,popcnt,avx512vnni")
 #endif
 
 #define TORCHACCEL_VNNI
@@ -28,7 +28,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, quantize_rows, dense, sparse};
+const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, quantize_rows, dense, sparse, sparse_valid};
 
 }  // namespace torchaccel
 

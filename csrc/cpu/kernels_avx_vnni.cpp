@@ -7,9 +7,9 @@
 #include "kernels.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,popcnt,avxvnni"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma,avxvnni")
+#pragma GCC target("avx2,fma,popcnt,avxvnni")
 #endif
 
 #define TORCHACCEL_VNNI
@@ -27,7 +27,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {"avx_vnni", quantize, quantize_rows, dense, sparse};
+const Kernels kAvxVnniKernels = {"avx_vnni", quantize, quantize_rows, dense, sparse, sparse_valid};
 
 }  // namespace torchaccel
 

@@ -20,6 +20,6 @@ namespace {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", quantize, quantize_rows, dense, sparse};
+const Kernels kScalarKernels = {"scalar", quantize, quantize_rows, dense, sparse, sparse_valid};
 
 }  // namespace torchaccel

@@ -24,6 +24,10 @@ TORCHACCEL_INLINE I32 i32_add(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.l
 TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+// The sign of lane i as bit i.
+TORCHACCEL_INLINE int i32_signs(I32 a) {
+  return _mm256_movemask_ps(_mm256_castsi256_ps(a.lo)) | _mm256_movemask_ps(_mm256_castsi256_ps(a.hi)) << 8;
+}
 TORCHACCEL_INLINE I32 i32_load_s8(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};

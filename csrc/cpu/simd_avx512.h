@@ -14,6 +14,8 @@ TORCHACCEL_INLINE I32 i32_add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
+// The sign of lane i as bit i.
+TORCHACCEL_INLINE int i32_signs(I32 a) { return _mm512_movepi32_mask(a); }
 TORCHACCEL_INLINE I32 i32_load_s8(const int8_t* p) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }

@@ -27,6 +27,12 @@ TORCHACCEL_INLINE I32 i32_add(const I32& a, const I32& b) { return (I32)((U32)a 
 TORCHACCEL_INLINE I32 i32_sub(const I32& a, const I32& b) { return (I32)((U32)a - (U32)b); }
 TORCHACCEL_INLINE I32 i32_mul(const I32& a, const I32& b) { return (I32)((U32)a * (U32)b); }
 TORCHACCEL_INLINE I32 i32_max(const I32& a, const I32& b) { return a > b ? a : b; }
+// The sign of lane i as bit i.
+TORCHACCEL_INLINE int i32_signs(const I32& a) {
+  int bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= (a[i] < 0) << i;
+  return bits;
+}
 TORCHACCEL_INLINE I32 i32_load_s8(const int8_t* p) { return __builtin_convertvector(load_as<S8x16>(p), I32); }
 TORCHACCEL_INLINE I32 i32_load_u8(const uint8_t* p) { return __builtin_convertvector(load_as<U8x16>(p), I32); }
 TORCHACCEL_INLINE I32 i32_clamp(const I32& a, int32_t low, int32_t high) {
