@@ -87,6 +87,20 @@ def test_mse_counts_survive_a_growing_range() -> None:
     assert grown.range().scale == pytest.approx(whole.range().scale, rel=0.05)
 
 
+def test_mse_of_a_large_input_is_that_of_a_sample() -> None:
+    """A large batch and a small one count by their sizes."""
+    torch.manual_seed(2)
+    large, small = torch.rand(4, 64, 80, 80) * 0.5, torch.rand(1000)
+    observer = MseObserver()
+    observer.observe(large)
+    observer.observe(small)
+    assert observer.counts.sum().item() == pytest.approx(large.numel() + 1000)
+    observer.observe(torch.tensor([3.0]))
+    assert observer.range().scale == pytest.approx(1 / 255, rel=0.05), (
+        "one value in a million is clipped, a thousand are not"
+    )
+
+
 def test_model_comes_back_as_it_was() -> None:
     model = network().train()
     model[2].eval()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchaccel.nn import InputRange
 
 _LEVELS = 255
+_FRACTIONS = [percent / 100 for percent in range(100, 9, -1)]
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -55,7 +56,7 @@ class MseObserver(MinMaxObserver):
     """
 
     _BINS = 2048
-    _FRACTIONS = torch.linspace(0.1, 1.0, 91)
+    _SAMPLE = 1 << 18
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +69,11 @@ class MseObserver(MinMaxObserver):
     def _count(self, x: Tensor, low: float, high: float) -> None:
         if low == high:
             return
-        new = torch.histc(x.to(torch.float32), self._BINS, low, high).to("cpu", torch.float64)
+        # A quarter of a million values per batch shape the histogram as well as all do. An odd step, since an even one
+        # could meet the same column of every row.
+        step = x.numel() // self._SAMPLE | 1
+        sample = x.flatten()[::step].to(torch.float32)
+        new = torch.histc(sample, self._BINS, low, high).to("cpu", torch.float64) * (x.numel() / sample.numel())
         if self.counts is not None:
             if (low, high) == (self.low, self.high):
                 new += self.counts
@@ -83,20 +88,17 @@ class MseObserver(MinMaxObserver):
         centres = self._centres(self.low, self.high)
         keep = self.counts > 0
         centres, counts = centres[keep], self.counts[keep]
+        # min() takes the first of equals: where errors tie, the wider range is safer on data that was not seen.
         low, high = self.low, self.high
-        high = high * self._best(centres, counts, torch.full_like(self._FRACTIONS, low), high * self._FRACTIONS)
-        low = low * self._best(centres, counts, low * self._FRACTIONS, torch.full_like(self._FRACTIONS, high))
+        high = min((high * f for f in _FRACTIONS), key=lambda end: _squared_error(centres, counts, range_of(low, end)))
+        low = min((low * f for f in _FRACTIONS), key=lambda end: _squared_error(centres, counts, range_of(end, high)))
         return range_of(low, high)
 
-    def _best(self, centres: Tensor, counts: Tensor, lows: Tensor, highs: Tensor) -> float:
-        """The fraction whose range (lows[i], highs[i]) has the smallest squared error over the histogram."""
-        lows, highs = lows.double().view(-1, 1), highs.double().view(-1, 1)
-        scale = (highs / _LEVELS - lows / _LEVELS).clamp(min=_TINY)
-        zero_point = torch.round(-lows / scale)
-        restored = (torch.round(centres / scale + zero_point).clamp(0, _LEVELS) - zero_point) * scale
-        error = ((restored - centres) ** 2 * counts).sum(1)
-        # From the right: where errors tie, the wider range is safer on data that was not seen.
-        return float(self._FRACTIONS.flip(0)[error.flip(0).argmin()])
+
+def _squared_error(centres: Tensor, counts: Tensor, given: InputRange) -> float:
+    """The squared error of quantizing a histogram; small tensors, so that nothing waits for threads."""
+    q = torch.round(centres / given.scale + given.zero_point).clamp_(0, _LEVELS)
+    return float((((q - given.zero_point) * given.scale - centres) ** 2 * counts).sum())
 
 
 OBSERVERS = {"mse": MseObserver, "minmax": MinMaxObserver}
