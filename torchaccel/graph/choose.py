@@ -29,8 +29,8 @@ class Choice:
     sparsity: float
     chosen: str
     speedup: float
-    dense_ms: float
-    chosen_ms: float
+    dense_ms: float | None  # None where nothing was timed
+    chosen_ms: float | None
     reason: str
 
 
@@ -154,7 +154,7 @@ class _Contest:
         zeros = float((dense.weight == 0).float().mean()) if dense.weight.numel() else 0.0
         layer = type(dense).__name__.removeprefix("Dense")
         shape = _shape(dense, self.dense_args[name])
-        self.choices[name] = Choice(name, layer, shape, zeros, "dense float", 1.0, 0.0, 0.0, reason)
+        self.choices[name] = Choice(name, layer, shape, zeros, "dense float", 1.0, None, None, reason)
 
     def run(self, trial: Mapping[str, nn.Module], timed: Collection[str]) -> None:
         """Time the layers of `timed` inside a model that holds all of `trial`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torchaccel.graph.trace import UntraceableError, set_module
 from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
 from torchaccel.nn.dense import DenseConv2d, DenseLinear
 from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.report import replacing
 from torchaccel.workflow.forms import Cast
 
 KEY = "torchaccel"
@@ -112,24 +112,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Equivalent to `safetensors.torch.save_file(model.state_dict(), path)`, with what `load` needs to know beside it.
     """
-    model, path = _bare(model), Path(path)
+    model = _bare(model)
     stored, aliases = _compact(model.state_dict())
     metadata = json.dumps(_describe(model) | {"aliases": aliases})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(stored, temporary, {KEY: metadata})
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

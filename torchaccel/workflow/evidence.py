@@ -32,11 +32,16 @@ class Evidence:
     trials: Comparison
     choices: list[Choice]
     accuracy: tuple[float | None, float | None]
-    accuracy_passed: bool
+    accuracy_passed: bool | None
     max_drop: float
     min_speedup: float
     notes: list[str]
     device: torch.device
+
+    @property
+    def passed(self) -> bool:
+        """Both gates; an accuracy that nobody could check does not fail."""
+        return self.speed_passed and self.accuracy_passed is not False
 
     @property
     def speed_passed(self) -> bool:
@@ -71,7 +76,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def build_report(evidence: Evidence) -> Report:
     """The report on what is returned: the optimized model if both gates passed, else the best dense form."""
-    passed = evidence.accuracy_passed and evidence.speed_passed
+    passed = evidence.passed
     batch, trials = evidence.forms.batch_size, evidence.trials
     best = evidence.forms.best
 
@@ -119,7 +124,7 @@ def _verdict(evidence: Evidence) -> str:
             f"its speed-up is {evidence.trials.speedup:.2f}x with a 95% interval from {evidence.trials.low:.2f}x, "
             f"asked was {evidence.min_speedup:g}x"
         )
-    if not evidence.accuracy_passed:
+    if evidence.accuracy_passed is False:
         before, after = evidence.accuracy
         reasons.append(f"evaluate fell from {before:.4f} to {after:.4f}, allowed was a drop of {evidence.max_drop:g}")
     returned = f"the best dense form ({evidence.forms.best.name}) is returned"

@@ -112,7 +112,8 @@ def optimize(
     winners, choices = choose_layers(prepared, candidates, example_inputs, ChoiceCache(), progress)
 
     fast = assemble(prepared.dense, winners)
-    accuracy_passed, after = True, None
+    accuracy_passed: bool | None = None
+    after: float | None = None
     if evaluate is not None and before is not None:
         fast, choices, after, restored = hold_accuracy(
             prepared.dense, winners, choices, example_inputs, evaluate, before - max_drop, progress
@@ -133,8 +134,7 @@ def optimize(
         accuracy=(before, after), accuracy_passed=accuracy_passed, max_drop=max_drop, min_speedup=min_speedup,
         notes=notes, device=example_inputs[0].device,
     )  # fmt: skip
-    passed = evidence.accuracy_passed and evidence.speed_passed
-    return Result(fast if passed else forms.best.model, build_report(evidence), passed)
+    return Result(fast if evidence.passed else forms.best.model, build_report(evidence), evidence.passed)
 
 
 def _prune(
