@@ -155,8 +155,8 @@ def assert_channels_last(y: Tensor) -> None:
 @CASES
 @given(
     geometry=geometries(groups=True), c=st.integers(1, 7), o=st.integers(1, 19), dtype=INT8, layout=LAYOUTS,
-    per_image=st.booleans(), bias=st.booleans(), residual=st.sampled_from(["none", "float", "int8"]), relu=st.booleans(),
-    out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
+    per_image=st.booleans(), bias=st.booleans(), residual=st.sampled_from(["none", "float", "int8"]),
+    relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_int8_conv2d(geometry, c, o, dtype, layout, per_image, bias, residual, relu, out, z, seed) -> None:
     c, o = c * geometry["groups"], o * geometry["groups"]
@@ -186,9 +186,9 @@ def test_int8_conv2d(geometry, c, o, dtype, layout, per_image, bias, residual, r
 
 @CASES
 @given(
-    geometry=geometries(groups=False), c=st.integers(1, 6), o=st.integers(1, 6), pattern=st.sampled_from(["1x4", "4x4"]),
-    sparsity=st.sampled_from([0.0, 0.5, 0.9, 1.0]), dtype=INT8, layout=LAYOUTS, per_image=st.booleans(),
-    bias=st.booleans(), relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
+    geometry=geometries(groups=False), c=st.integers(1, 6), o=st.integers(1, 6),
+    pattern=st.sampled_from(["1x4", "4x4"]), sparsity=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    dtype=INT8, layout=LAYOUTS, per_image=st.booleans(), bias=st.booleans(), relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_sparse_int8_conv2d(
     geometry, c, o, pattern, sparsity, dtype, layout, per_image, bias, relu, out, z, seed
@@ -212,15 +212,16 @@ def test_sparse_int8_conv2d(
 
 
 FLOATS = st.one_of(
-    st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), st.floats(-256, 256, width=32, allow_subnormal=False),
+    st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False),
+    st.floats(-256, 256, width=32, allow_subnormal=False),
     st.sampled_from([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, 3.4e38, 0.5, 1.5, 2.5]),
 )  # fmt: skip
 
 
 @CASES
 @given(
-    values=st.lists(FLOATS, min_size=0, max_size=70), scale=st.floats(2.0**-120, 2.0**100, width=32, allow_subnormal=False), dtype=INT8,
-    how=STRIDES, z=st.integers(0, 255),
+    values=st.lists(FLOATS, min_size=0, max_size=70), dtype=INT8,
+    scale=st.floats(2.0**-120, 2.0**100, width=32, allow_subnormal=False), how=STRIDES, z=st.integers(0, 255),
 )  # fmt: skip
 def test_quantize_int8(values, scale, dtype, how, z) -> None:
     x = torch.tensor(values, dtype=torch.float32)
@@ -236,8 +237,9 @@ def test_quantize_int8(values, scale, dtype, how, z) -> None:
 
 @CASES
 @given(
-    rows=st.integers(0, 5), k=st.integers(0, 70), dtype=INT8, how=STRIDES, size=st.sampled_from([1e-42, 1e-3, 1.0, 3e38]),
-    shift=st.sampled_from([-1.0, 0.0, 0.4, 1.0]), seed=st.integers(0, 2**31),
+    rows=st.integers(0, 5), k=st.integers(0, 70), dtype=INT8, how=STRIDES,
+    size=st.sampled_from([1e-42, 1e-3, 1.0, 3e38]), shift=st.sampled_from([-1.0, 0.0, 0.4, 1.0]),
+    seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_quantize_int8_dynamic(rows, k, dtype, how, size, shift, seed) -> None:
     x = (torch.rand(rows, k, generator=generator(seed)) * 2 - 1 + shift) / 2 * size

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchaccel import ops
 from torchaccel.nn.input_range import InputRange
-from torchaccel.ops import quantize_int8
 
 
 class QuantizeInt8(nn.Module):
@@ -33,8 +33,6 @@ class QuantizeInt8(nn.Module):
         return f"scale={r.scale:.3g}, zero_point={r.zero_point}, dtype={r.dtype}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            x
-            if x.dtype == self.input_range.dtype
-            else quantize_int8(x, self.scale, self.zero_point, self.input_range.dtype)
-        )
+        if x.dtype == self.input_range.dtype:
+            return x
+        return ops.quantize_int8(x, self.scale, self.zero_point, self.input_range.dtype)
