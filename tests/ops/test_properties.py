@@ -188,7 +188,8 @@ def test_int8_conv2d(geometry, c, o, dtype, layout, per_image, bias, residual, r
 @given(
     geometry=geometries(groups=False), c=st.integers(1, 6), o=st.integers(1, 6),
     pattern=st.sampled_from(["1x4", "4x4"]), sparsity=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    dtype=INT8, layout=LAYOUTS, per_image=st.booleans(), bias=st.booleans(), relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
+    dtype=INT8, layout=LAYOUTS, per_image=st.booleans(), bias=st.booleans(),
+    relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_sparse_int8_conv2d(
     geometry, c, o, pattern, sparsity, dtype, layout, per_image, bias, relu, out, z, seed
