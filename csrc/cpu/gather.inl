@@ -74,6 +74,13 @@ static void gather16_aligned(const Input& in, const Pixels& pixels, int64_t begi
       step[i] = p != nullptr ? 64 : 0;
     }
     const int64_t stop = k + groups - group < end ? k + groups - group : end;
+    // A 1x1 kernel reads each byte once, and its panels end where pages do: ask for the next panel's now.
+    if (in.kh * in.kw == 1 && pixels.inside) {
+      const int64_t ahead = kPanelRows * in.stride_w * in.c;
+      for (int i = 0; i < 16; ++i) {
+        for (int64_t b = 0; b < 4 * (stop - k); b += 64) __builtin_prefetch(from[i] + ahead + b);
+      }
+    }
     for (; k < stop; k += 16, dst += 16 * stride) {
       transpose16(from, static_cast<int>(stop - k < 16 ? stop - k : 16), in.flip, dst, stride);
       for (int i = 0; i < 16; ++i) from[i] += step[i];

@@ -95,11 +95,7 @@ TORCHACCEL_INLINE X x_splat(const uint8_t* p) {
   return {_mm256_set1_epi32(word), _mm256_set1_epi32(word)};
 }
 TORCHACCEL_INLINE W w_load(const int8_t* p) { return {load256(p), load256(p + 32)}; }
-TORCHACCEL_INLINE W w_splat(const int8_t* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return {_mm256_set1_epi32(word), _mm256_set1_epi32(word)};
-}
+TORCHACCEL_INLINE W w_splat(int32_t word) { return {_mm256_set1_epi32(word), _mm256_set1_epi32(word)}; }
 TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) {
   return {_mm256_dpbusd_avx_epi32(acc.lo, x.lo, w.lo), _mm256_dpbusd_avx_epi32(acc.hi, x.hi, w.hi)};
 }
@@ -127,9 +123,7 @@ TORCHACCEL_INLINE X x_splat(const uint8_t* p) {
   return x_split(words, words);
 }
 TORCHACCEL_INLINE W w_load(const int8_t* p) { return w_split(load256(p), load256(p + 32)); }
-TORCHACCEL_INLINE W w_splat(const int8_t* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
+TORCHACCEL_INLINE W w_splat(int32_t word) {
   const __m256i words = _mm256_set1_epi32(word);
   return w_split(words, words);
 }

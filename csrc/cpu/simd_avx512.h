@@ -63,11 +63,7 @@ TORCHACCEL_INLINE X x_splat(const uint8_t* p) {
   return _mm512_set1_epi32(word);
 }
 TORCHACCEL_INLINE W w_load(const int8_t* p) { return _mm512_loadu_si512(p); }
-TORCHACCEL_INLINE W w_splat(const int8_t* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return _mm512_set1_epi32(word);
-}
+TORCHACCEL_INLINE W w_splat(int32_t word) { return _mm512_set1_epi32(word); }
 TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) { return _mm512_dpbusd_epi32(acc, x, w); }
 
 #else
@@ -92,11 +88,7 @@ TORCHACCEL_INLINE X x_splat(const uint8_t* p) {
   return x_split(_mm512_set1_epi32(word));
 }
 TORCHACCEL_INLINE W w_load(const int8_t* p) { return w_split(_mm512_loadu_si512(p)); }
-TORCHACCEL_INLINE W w_splat(const int8_t* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return w_split(_mm512_set1_epi32(word));
-}
+TORCHACCEL_INLINE W w_splat(int32_t word) { return w_split(_mm512_set1_epi32(word)); }
 TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) {
   acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x.even, w.even));
   return _mm512_add_epi32(acc, _mm512_madd_epi16(x.odd, w.odd));

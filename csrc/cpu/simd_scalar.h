@@ -79,7 +79,7 @@ using W = I32;
 TORCHACCEL_INLINE X x_load(const uint8_t* p) { return load_as<X>(p); }
 TORCHACCEL_INLINE X x_splat(const uint8_t* p) { return X{} + load_as<uint32_t>(p); }  // one group in every lane
 TORCHACCEL_INLINE W w_load(const int8_t* p) { return load_as<W>(p); }
-TORCHACCEL_INLINE W w_splat(const int8_t* p) { return W{} + load_as<int32_t>(p); }
+TORCHACCEL_INLINE W w_splat(int32_t word) { return W{} + word; }
 // acc + the dot product of each lane's 4 activations and 4 weights, exact.
 TORCHACCEL_INLINE I32 dot4(const I32& acc, const X& x, const W& w) {
   U32 sum = (U32)acc;

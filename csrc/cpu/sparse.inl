@@ -11,11 +11,12 @@
 #include "epilogue.inl"
 #include "gather.inl"
 
-// acc [kVectors * 16] of one output channel, over `count` blocks; x lies one chunk's first column before the panel.
+// acc [kVectors * 16] of one output channel, over `count` blocks; x lies a chunk's first column before the panel.
 template <int kVectors, bool kFresh>
 TORCHACCEL_INLINE void sparse_row_1x4(const int8_t* values, const int32_t* columns, int64_t count, const uint8_t* x,
-                                      int64_t stride, int32_t* acc) {
+                                      int32_t* acc) {
   constexpr int kSets = 2 * kVectors <= kAccumulators ? 2 : 1;
+  constexpr int64_t kStride = 64 * kVectors;
   I32 sums[kSets][kVectors];
   for (int s = 0; s < kSets; ++s) {
     for (int v = 0; v < kVectors; ++v) sums[s][v] = kFresh || s > 0 ? i32_splat(0) : i32_load(acc + 16 * v);
@@ -23,14 +24,14 @@ TORCHACCEL_INLINE void sparse_row_1x4(const int8_t* values, const int32_t* colum
   int64_t i = 0;
   for (; i + kSets <= count; i += kSets) {
     for (int s = 0; s < kSets; ++s) {
-      const W weights = w_splat(values + 4 * (i + s));
-      const uint8_t* from = x + columns[i + s] * stride;
+      const W weights = w_splat(load_word(values + 4 * (i + s)));
+      const uint8_t* from = x + columns[i + s] * kStride;
       for (int v = 0; v < kVectors; ++v) sums[s][v] = dot4(sums[s][v], x_load(from + 64 * v), weights);
     }
   }
   if (kSets == 2 && i < count) {
-    const W weights = w_splat(values + 4 * i);
-    const uint8_t* from = x + columns[i] * stride;
+    const W weights = w_splat(load_word(values + 4 * i));
+    const uint8_t* from = x + columns[i] * kStride;
     for (int v = 0; v < kVectors; ++v) sums[0][v] = dot4(sums[0][v], x_load(from + 64 * v), weights);
   }
   for (int v = 0; v < kVectors; ++v) {
@@ -51,7 +52,7 @@ TORCHACCEL_INLINE void sparse_rows_4x4(const int8_t* values, const int32_t* colu
     X activations[kVectors];
     for (int v = 0; v < kVectors; ++v) activations[v] = x_load(from + 64 * v);
     for (int r = 0; r < 4; ++r) {
-      const W weights = w_splat(values + 16 * i + 4 * r);
+      const W weights = w_splat(load_word(values + 16 * i + 4 * r));
       for (int v = 0; v < kVectors; ++v) sums[r][v] = dot4(sums[r][v], activations[v], weights);
     }
   }
@@ -88,7 +89,7 @@ static void sparse_chunk(const SparseWeights& weights, const Panel& panel, int64
     next[r] = static_cast<int32_t>(from + count);
     const int8_t* values = weights.values + from * kBlockRows * 4;
     if (kBlockRows == 1) {
-      sparse_row_1x4<kVectors, kFresh>(values, columns, count, x, stride, sums);
+      sparse_row_1x4<kVectors, kFresh>(values, columns, count, x, sums);
     } else {
       for (int v = 0; v < kVectors; v += kStep) {
         sparse_rows_4x4<kStep, kFresh>(values, columns, count, x + 64 * v, stride, sums + 16 * v);

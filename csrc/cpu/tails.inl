@@ -39,3 +39,10 @@ TORCHACCEL_INLINE void i32_store_u8_n(uint8_t* p, I32 a, int64_t n) {
   i32_store_u8(tail.v, a);
   memcpy(p, tail.v, static_cast<size_t>(n));
 }
+
+// Four bytes as they lie in memory.
+TORCHACCEL_INLINE int32_t load_word(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return word;
+}
