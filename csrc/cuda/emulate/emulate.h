@@ -2,8 +2,9 @@
 //
 // One OS thread runs the blocks in turn, each CUDA thread as a ucontext fiber. A fiber runs until a barrier or a warp
 // collective; then another one goes on, picked at random, since a GPU promises no order. All waiting with nobody to
-// release them is a deadlock, which ends the process with a message. Shared memory is static, filled with garbage
-// nowhere: a kernel that reads what it did not write needs compute-sanitizer to be caught.
+// release them is a deadlock, which ends the process with a message. Shared memory is static and not filled with
+// garbage between blocks, and copies land at once: reads of what was never written, and late copies, are left to a real
+// GPU.
 #pragma once
 
 #include <ucontext.h>
