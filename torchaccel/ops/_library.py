@@ -7,6 +7,8 @@ native kernel registered for CPU or CUDA takes precedence in the dispatcher.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -35,6 +37,42 @@ def load_native() -> None:
 def names() -> tuple[str, ...]:
     """All ops, in the order of their definition."""
     return tuple(_names)
+
+
+@cache
+def _native_checks(op: str, device_type: str) -> bool:
+    return has_kernel(op, device_type)
+
+
+def run(
+    op: str,
+    device: torch.device,
+    reason: str | None,
+    reference: Callable,
+    validate: Callable[[], None],
+    call: Callable[[Callable], Any],
+) -> Any:
+    """Call an op on checked arguments.
+
+    A native kernel checks its arguments itself, so the Python checks, which cost more than a small layer, run only
+    where there is none, or to say in better words why the kernel refused.
+
+    Args:
+        op: its name; device: of the input.
+        reason: why no native kernel serves these arguments, or None.
+        reference: called where there is a reason.
+        validate: raises ValueError on wrong arguments.
+        call: gives the op's arguments to the function it gets.
+    """
+    chosen = reference if reason is not None else getattr(torch.ops.torchaccel, op).default
+    if reason is not None or torch.compiler.is_compiling() or not _native_checks(op, device.type):
+        validate()
+        return call(chosen)
+    try:
+        return call(chosen)
+    except (RuntimeError, IndexError):
+        validate()
+        raise
 
 
 def has_kernel(op: str, device: str | torch.device) -> bool:

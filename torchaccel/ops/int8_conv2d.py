@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from torchaccel.ops import _check, _conv, _epilogue
-from torchaccel.ops._library import define
+from torchaccel.ops._library import define, run
 
 OP = "int8_conv2d"
 
@@ -132,22 +132,28 @@ def int8_conv2d(
     Equivalent to `torch.relu(F.conv2d((a - zero_point) * scale_a, b * scale_b[:, None, None, None], bias, stride,
     padding, dilation, groups) + residual)` in exact arithmetic.
     """
-    _check.dtype_in(OP, "a", a.dtype, _check.INT8)
-    _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
-    _check.device_of(OP, a, b=b, colsum=colsum, packed=packed)
-    if b.dim() != 4 or groups < 1 or b.shape[0] % groups:
-        _check.fail(OP, f"b has shape {tuple(b.shape)} with groups={groups}, accepted is [O, C / groups, kh, kw]")
-    size = _conv.check(OP, a, b.shape[1] * groups, b.shape[2:], stride, padding, dilation)
-    _check.depth(OP, b[0].numel() if b.shape[0] else 0, a.dtype)
-    n, o = a.shape[0], b.shape[0]
-    _check.epilogue(OP, a, n, o, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out)
-    _conv.check_residual(OP, a, (n, o, *size), residual, scale_residual, zero_point_residual)
-    if colsum is None:
-        colsum = b.sum((1, 2, 3), dtype=torch.int32)
+
+    def validate() -> None:
+        _check.dtype_in(OP, "a", a.dtype, _check.INT8)
+        _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
+        _check.device_of(OP, a, b=b, colsum=colsum, packed=packed)
+        if b.dim() != 4 or groups < 1 or b.shape[0] % groups:
+            _check.fail(OP, f"b has shape {tuple(b.shape)} with groups={groups}, accepted is [O, C / groups, kh, kw]")
+        size = _conv.check(OP, a, b.shape[1] * groups, b.shape[2:], stride, padding, dilation)
+        _check.depth(OP, b[0].numel() if b.shape[0] else 0, a.dtype)
+        n, o = a.shape[0], b.shape[0]
+        _check.epilogue(
+            OP, a, n, o, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out
+        )
+        _conv.check_residual(OP, a, (n, o, *size), residual, scale_residual, zero_point_residual)
+
+    def call(op: Callable) -> Tensor:
+        return op(
+            _conv.as_nhwc(a), b, b.sum((1, 2, 3), dtype=torch.int32) if colsum is None else colsum, scale_a, scale_b,
+            zero_point, bias, None if residual is None else _conv.as_nhwc(residual), scale_residual,
+            zero_point_residual, stride, padding, dilation, groups, activation, out_dtype, scale_out, zero_point_out,
+            packed,
+        )  # fmt: skip
+
     reason = supports(a.device, out_dtype=out_dtype, residual_dtype=None if residual is None else residual.dtype)
-    call = torch.ops.torchaccel.int8_conv2d if reason is None else _reference
-    return call(
-        _conv.as_nhwc(a), b, colsum, scale_a, scale_b, zero_point, bias,
-        None if residual is None else _conv.as_nhwc(residual), scale_residual, zero_point_residual,
-        stride, padding, dilation, groups, activation, out_dtype, scale_out, zero_point_out, packed,
-    )  # fmt: skip
+    return run(OP, a.device, reason, _reference, validate, call)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from torchaccel.ops import _check, _epilogue
-from torchaccel.ops._library import define
+from torchaccel.ops._library import define, run
 
 OP = "int8_linear"
 
@@ -105,32 +107,26 @@ def int8_linear(
 
     Equivalent to `torch.relu(F.linear((a - zero_point) * scale_a, b * scale_b[:, None], bias))` in exact arithmetic.
     """
-    _check.dtype_in(OP, "a", a.dtype, _check.INT8)
-    _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
-    if b.dim() != 2:
-        _check.fail(OP, f"b has shape {tuple(b.shape)}, accepted is [N, K]")
-    n, k = b.shape
-    if a.dim() == 0 or a.shape[-1] != k:
-        _check.fail(OP, f"a has K={a.shape[-1] if a.dim() else None}, b has K={k}")
-    _check.depth(OP, k, a.dtype)
-    _check.epilogue(
-        OP,
-        a,
-        a.shape[:-1].numel(),
-        n,
-        scale_a,
-        scale_b,
-        zero_point,
-        bias,
-        activation,
-        out_dtype,
-        scale_out,
-        zero_point_out,
-    )
-    if colsum is None:
-        colsum = b.sum(1, dtype=torch.int32)
-    reason = supports(a.device, out_dtype=out_dtype)
-    call = torch.ops.torchaccel.int8_linear if reason is None else _reference
-    return call(
-        a, b, colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out, packed
-    )
+
+    def validate() -> None:
+        _check.dtype_in(OP, "a", a.dtype, _check.INT8)
+        _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
+        _check.device_of(OP, a, b=b, colsum=colsum, packed=packed)
+        if b.dim() != 2:
+            _check.fail(OP, f"b has shape {tuple(b.shape)}, accepted is [N, K]")
+        n, k = b.shape
+        if a.dim() == 0 or a.shape[-1] != k:
+            _check.fail(OP, f"a has K={a.shape[-1] if a.dim() else None}, b has K={k}")
+        _check.depth(OP, k, a.dtype)
+        m = a.shape[:-1].numel()
+        _check.epilogue(
+            OP, a, m, n, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out
+        )
+
+    def call(op: Callable) -> Tensor:
+        return op(
+            a, b, b.sum(1, dtype=torch.int32) if colsum is None else colsum, scale_a, scale_b, zero_point, bias,
+            activation, out_dtype, scale_out, zero_point_out, packed,
+        )  # fmt: skip
+
+    return run(OP, a.device, supports(a.device, out_dtype=out_dtype), _reference, validate, call)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from torchaccel.ops import _check, _conv, _epilogue, blocks
-from torchaccel.ops._library import define
+from torchaccel.ops._library import define, run
 
 OP = "sparse_int8_conv2d"
 PATTERNS = ("1x4", "4x4")
@@ -136,24 +136,30 @@ def sparse_int8_conv2d(
 
     Equivalent to `int8_conv2d(a, from_blocks(values, columns, row_offsets, C, kernel_size), ...)`.
     """
-    _check.dtype_in(OP, "a", a.dtype, _check.INT8)
-    _check.dtype_in(OP, "values", values.dtype, (torch.int8,))
-    _check.device_of(OP, a, values=values, columns=columns, row_offsets=row_offsets, colsum=colsum)
-    if values.dim() != 3 or tuple(values.shape[1:]) not in ((1, 4), (4, 4)):
-        _check.fail(OP, f"values has shape {tuple(values.shape)}, accepted are [blocks, 1, 4] and [blocks, 4, 4]")
-    n, o = a.shape[0], (row_offsets.numel() - 1) * values.shape[1]
-    size = _conv.check(OP, a, a.shape[1] if a.dim() == 4 else 0, kernel_size, stride, padding, dilation)
-    if a.shape[1] % 4:
-        _check.fail(OP, f"a has C={a.shape[1]}, accepted are multiples of 4")
-    _check.depth(OP, a.shape[1] * kernel_size[0] * kernel_size[1], a.dtype)
-    _check.epilogue(OP, a, n, o, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out)
-    _conv.check_residual(OP, a, (n, o, *size), residual, scale_residual, zero_point_residual)
-    if colsum is None:
-        colsum = colsum_of(values, row_offsets)
+
+    def validate() -> None:
+        _check.dtype_in(OP, "a", a.dtype, _check.INT8)
+        _check.dtype_in(OP, "values", values.dtype, (torch.int8,))
+        _check.device_of(OP, a, values=values, columns=columns, row_offsets=row_offsets, colsum=colsum)
+        if values.dim() != 3 or tuple(values.shape[1:]) not in ((1, 4), (4, 4)):
+            _check.fail(OP, f"values has shape {tuple(values.shape)}, accepted are [blocks, 1, 4] and [blocks, 4, 4]")
+        n, o = a.shape[0], (row_offsets.numel() - 1) * values.shape[1]
+        size = _conv.check(OP, a, a.shape[1] if a.dim() == 4 else 0, kernel_size, stride, padding, dilation)
+        if a.shape[1] % 4:
+            _check.fail(OP, f"a has C={a.shape[1]}, accepted are multiples of 4")
+        _check.depth(OP, a.shape[1] * kernel_size[0] * kernel_size[1], a.dtype)
+        _check.epilogue(
+            OP, a, n, o, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out
+        )
+        _conv.check_residual(OP, a, (n, o, *size), residual, scale_residual, zero_point_residual)
+
+    def call(op: Callable) -> Tensor:
+        return op(
+            _conv.as_nhwc(a), values, columns, row_offsets,
+            colsum_of(values, row_offsets) if colsum is None else colsum, scale_a, scale_b, zero_point, bias,
+            None if residual is None else _conv.as_nhwc(residual), scale_residual, zero_point_residual,
+            kernel_size, stride, padding, dilation, activation, out_dtype, scale_out, zero_point_out,
+        )  # fmt: skip
+
     reason = supports(a.device, out_dtype=out_dtype, residual_dtype=None if residual is None else residual.dtype)
-    call = torch.ops.torchaccel.sparse_int8_conv2d if reason is None else _reference
-    return call(
-        _conv.as_nhwc(a), values, columns, row_offsets, colsum, scale_a, scale_b, zero_point, bias,
-        None if residual is None else _conv.as_nhwc(residual), scale_residual, zero_point_residual,
-        kernel_size, stride, padding, dilation, activation, out_dtype, scale_out, zero_point_out,
-    )  # fmt: skip
+    return run(OP, a.device, reason, _reference, validate, call)
