@@ -68,7 +68,11 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
   const F32 floor = f32_splat(e.activation == Activation::kRelu ? 0.0f : -__builtin_inff());
   const F32 inverse = f32_splat(e.inverse_scale_out);
   const I32 zero_point_out = i32_splat(clipped(e.zero_point_out));
-  const bool smooth = e.activation == Activation::kGelu || e.activation == Activation::kSilu;
+  // Copies: a store of bytes might change what a reference leads to.
+  const Activation activation = e.activation;
+  const bool smooth = activation == Activation::kGelu || activation == Activation::kSilu;
+  const int64_t channels = e.channels;
+  void* const out = e.out;
   const bool single = e.scale_a_step == 0 && e.zero_point_step == 0;
   int64_t unit = single ? 0 : row / e.rows_per_scale;
   int64_t until = single ? rows : (unit + 1) * e.rows_per_scale - row;
@@ -79,17 +83,17 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
     const I32 shift = i32_mul(i32_splat(static_cast<int32_t>(zero_point)), colsum);
     const F32 scale = f32_mul(f32_splat(e.scale_a[unit * e.scale_a_step]), scale_b);
     for (const int64_t end = until < rows ? until : rows; r < end; ++r) {
-      const int64_t at = (row + r) * e.channels + channel;
+      const int64_t at = (row + r) * channels + channel;
       F32 y = f32_add(f32_mul(f32_of(i32_sub(i32_load(acc + r * stride), shift)), scale), bias);
       if (kResidual != Type::kNone) y = f32_add(y, residual16<kResidual>(e, at, n));
       y = f32_max(floor, y);
-      if (smooth) y = e.activation == Activation::kGelu ? gelu(y) : silu(y);
+      if (smooth) y = activation == Activation::kGelu ? gelu(y) : silu(y);
       if (kOut == Type::kFloat32) {
-        f32_store_n(static_cast<float*>(e.out) + at, y, n);
+        f32_store_n(static_cast<float*>(out) + at, y, n);
       } else if (kOut == Type::kInt8) {
-        i32_store_s8_n(static_cast<int8_t*>(e.out) + at, to_steps(y, inverse, zero_point_out), n);
+        i32_store_s8_n(static_cast<int8_t*>(out) + at, to_steps(y, inverse, zero_point_out), n);
       } else {
-        i32_store_u8_n(static_cast<uint8_t*>(e.out) + at, to_steps(y, inverse, zero_point_out), n);
+        i32_store_u8_n(static_cast<uint8_t*>(out) + at, to_steps(y, inverse, zero_point_out), n);
       }
     }
   }

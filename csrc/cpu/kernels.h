@@ -13,7 +13,7 @@ constexpr int64_t kPanelRows = 64;
 constexpr int64_t kLanes = 16;
 constexpr int64_t kUnitChannels = 2 * kLanes;
 // The sparse kernel's part of a panel that stays in L1, and the output channels whose sums wait for the next part.
-constexpr int64_t kChunkBytes = 32 << 10;
+constexpr int64_t kChunkBytes = 48 << 10;
 constexpr int64_t kSlabChannels = 512;
 
 // Activations [n, h, w, c] (NHWC) under a convolution. A matrix [M, K] is n = M, h = w = 1, c = K with a 1x1 kernel.

@@ -101,12 +101,13 @@ TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-// dst[d * stride + 4 * r ...] = dword d of rows[r], XOR flip; 16 rows, 1 to 16 dwords.
-TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
-                                   int64_t stride) {
+// As transpose16; kFull: 16 dwords, without masks and branches.
+template <bool kFull>
+TORCHACCEL_INLINE void transpose16x(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
+                                    int64_t stride) {
   const __mmask16 mask = static_cast<__mmask16>(0xffff >> (16 - dwords));  // reads nothing past the row
   __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_maskz_loadu_epi32(mask, rows[i]);
+  for (int i = 0; i < 16; ++i) a[i] = kFull ? _mm512_loadu_si512(rows[i]) : _mm512_maskz_loadu_epi32(mask, rows[i]);
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -129,6 +130,16 @@ TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint3
     b[j + 12] = _mm512_shuffle_i32x4(q, s, 0xdd);
   }
   for (int d = 0; d < 16; ++d) {
-    if (d < dwords) _mm512_storeu_si512(dst + d * stride, _mm512_xor_si512(b[d], flips));
+    if (kFull || d < dwords) _mm512_storeu_si512(dst + d * stride, _mm512_xor_si512(b[d], flips));
+  }
+}
+
+// dst[d * stride + 4 * r ...] = dword d of rows[r], XOR flip; 16 rows, 1 to 16 dwords.
+TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
+                                   int64_t stride) {
+  if (dwords == 16) {
+    transpose16x<true>(rows, dwords, flip, dst, stride);
+  } else {
+    transpose16x<false>(rows, dwords, flip, dst, stride);
   }
 }
