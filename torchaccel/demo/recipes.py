@@ -39,12 +39,12 @@ _RECIPES = {
     ),
     ("resnet18", False): Recipe(
         resnet18,
-        dense=Schedule(images=60_000, learning_rate=0.1),
+        dense=Schedule(images=45_000, learning_rate=0.1),
         pruning=(
-            (0.5, Schedule(9_000, 0.1)),
-            (0.7, Schedule(9_000, 0.1)),
-            (0.8, Schedule(9_000, 0.1)),
-            (0.9, Schedule(24_000, 0.1)),
+            (0.5, Schedule(4_000, 0.05)),
+            (0.7, Schedule(4_000, 0.05)),
+            (0.8, Schedule(6_000, 0.05)),
+            (0.9, Schedule(33_000, 0.1)),
         ),
     ),
     ("resnet50", True): Recipe(
@@ -56,9 +56,9 @@ _RECIPES = {
         resnet50,
         dense=Schedule(images=150_000, learning_rate=0.1),
         pruning=(
-            (0.5, Schedule(18_000, 0.1)),
-            (0.7, Schedule(18_000, 0.1)),
-            (0.8, Schedule(18_000, 0.1)),
+            (0.5, Schedule(10_000, 0.05)),
+            (0.7, Schedule(10_000, 0.05)),
+            (0.8, Schedule(15_000, 0.05)),
             (0.9, Schedule(60_000, 0.1)),
         ),
     ),
