@@ -63,6 +63,23 @@ inline void check_pair(const char* op, const char* name, const std::vector<int64
                   " does not hold what is accepted, two integers of at least ", least);
 }
 
+// `tensor` itself where it is contiguous already: asking costs less than a call through the dispatcher.
+inline Tensor in_order(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// The same for [N, C, H, W] in channels_last; where a size is 1, any stride is as good.
+inline Tensor in_nhwc(const Tensor& tensor) {
+  const int64_t order[] = {1, 3, 2, 0};
+  int64_t expected = 1;
+  bool is = true;
+  for (const int64_t i : order) {
+    is = is && (tensor.size(i) == 1 || tensor.stride(i) == expected);
+    expected *= tensor.size(i);
+  }
+  return is ? tensor : torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
 // The arguments of one call: checks each, and keeps the contiguous copies that it had to make alive.
 class Arguments {
  public:
@@ -80,7 +97,7 @@ class Arguments {
     const bool fits = tensor->dim() == 1 && (tensor->numel() == n || tensor->numel() == n_or);
     STD_TORCH_CHECK(fits, op_, ": ", name, " has shape ", shape_of(*tensor), ", accepted is (", n, ",)",
                     n_or >= 0 && n_or != n ? " or (" + std::to_string(n_or) + ",)" : "");
-    kept_.push_back(torch::stable::contiguous(*tensor));
+    kept_.push_back(in_order(*tensor));
     return static_cast<const T*>(kept_.back().const_data_ptr());
   }
 

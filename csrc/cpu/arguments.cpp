@@ -1,5 +1,7 @@
 #include "arguments.h"
 
+#include <cmath>
+
 namespace torchaccel {
 namespace {
 
@@ -23,7 +25,12 @@ bool is_signed_int8(const char* op, const char* name, ScalarType dtype) {
   return dtype == ScalarType::Char;
 }
 
-Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units, int64_t channels, bool is_signed) {
+Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units, int64_t channels, int64_t depth,
+                       bool is_signed) {
+  // Sums of products with |a| <= 128 or 255 and |b| <= 128 stay below 2^31.
+  const int64_t deepest = is_signed ? 131071 : 65793;
+  STD_TORCH_CHECK(depth <= deepest, args.op(), ": K=", depth, " could overflow int32; at most ", deepest,
+                  " is accepted");
   Epilogue e = {};
   e.channels = channels;
   e.rows_per_scale = 1;
@@ -40,7 +47,10 @@ Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units,
   const bool integer = e.out_type != Type::kFloat32;
   STD_TORCH_CHECK(integer == t.scale_out.has_value(), args.op(), ": out_dtype is ", name_of(t.out_dtype), " with ",
                   integer ? "no" : "a", " scale_out; int8 and uint8 need one, float types take none");
-  e.inverse_scale_out = 1.0f / args.scalar<float>("scale_out", t.scale_out, ScalarType::Float).value_or(1.0f);
+  const float scale_out = args.scalar<float>("scale_out", t.scale_out, ScalarType::Float).value_or(1.0f);
+  STD_TORCH_CHECK(scale_out > 0 && scale_out < HUGE_VALF, args.op(), ": scale_out is ", scale_out,
+                  ", accepted is a finite number above 0");
+  e.inverse_scale_out = 1.0f / scale_out;
   e.zero_point_out = args.scalar<int32_t>("zero_point_out", t.zero_point_out, ScalarType::Int).value_or(0);
   return e;
 }
@@ -55,7 +65,7 @@ void set_residual(Arguments& args, const ResidualTensors& t, const Tensor& out, 
   STD_TORCH_CHECK(shape_of(*t.residual) == shape_of(out), args.op(), ": residual has shape ", shape_of(*t.residual),
                   ", accepted is ", shape_of(out));
   check_device(args.op(), "residual", *t.residual, out);
-  kept = torch::stable::contiguous(*t.residual, torch::headeronly::MemoryFormat::ChannelsLast);
+  kept = in_nhwc(*t.residual);
   e.residual = kept.const_data_ptr();
   e.residual_scale = args.scalar<float>("scale_residual", t.scale, ScalarType::Float).value_or(1.0f);
   e.residual_zero_point = args.scalar<int32_t>("zero_point_residual", t.zero_point, ScalarType::Int).value_or(0);

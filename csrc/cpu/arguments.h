@@ -29,8 +29,9 @@ struct ResidualTensors {
 };
 
 // The epilogue of `units` (rows of a matrix, images of a convolution) that may each have a scale and a zero point;
-// `out`, the residual and the sizes of a unit are still to be set. `is_signed`: the activations are int8.
-Epilogue make_epilogue(Arguments& args, const EpilogueTensors& tensors, int64_t units, int64_t channels,
+// `out`, the residual and the sizes of a unit are still to be set. `depth`: products per output;
+// `is_signed`: the activations are int8.
+Epilogue make_epilogue(Arguments& args, const EpilogueTensors& tensors, int64_t units, int64_t channels, int64_t depth,
                        bool is_signed);
 
 // Sets the residual of `out` [N, O, OH, OW]; `kept` holds its channels_last copy where one was needed.

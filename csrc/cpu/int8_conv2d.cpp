@@ -26,8 +26,8 @@ Tensor int8_conv2d(const Tensor& a, const Tensor& b, const Tensor& colsum, const
   const int64_t n = a.size(0), channels = b.size(0);
   Epilogue epilogue = make_epilogue(
       args, {colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out}, n, channels,
-      is_signed);
-  const Tensor nhwc = torch::stable::contiguous(a, torch::headeronly::MemoryFormat::ChannelsLast);
+      b.size(1) * b.size(2) * b.size(3), is_signed);
+  const Tensor nhwc = in_nhwc(a);
   Input in = make_input(args, nhwc, {stride, padding, dilation}, b.size(2), b.size(3), groups);
   in.zero_point = epilogue.zero_point;
   in.zero_point_step = epilogue.zero_point_step;

@@ -25,11 +25,11 @@ Tensor int8_linear(const Tensor& a, const Tensor& b, const Tensor& colsum, const
   for (size_t i = 0; i + 1 < shape.size(); ++i) m *= shape[i];
 
   Epilogue epilogue = make_epilogue(
-      args, {colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out}, m, n,
+      args, {colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out}, m, n, k,
       is_signed);
   Tensor kept_packed = b;
   const DenseWeights weights = dense_weights(args, b, 1, packed, kept_packed);
-  const Tensor rows = torch::stable::contiguous(a);
+  const Tensor rows = in_order(a);
   Tensor out = torch::stable::new_empty(a, {shape.data(), shape.size()}, out_dtype);
   epilogue.out = out.mutable_data_ptr();
   Input in = {};

@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_int8_dynamic(const Tensor& x, Scalar
   check_dtype(op, "x", x.scalar_type(), {ScalarType::Float});
   const bool is_signed = is_signed_int8(op, "dtype", dtype);
   STD_TORCH_CHECK(x.dim() > 0, op, ": x has no dimensions, accepted is [..., K]");
-  const Tensor source = torch::stable::contiguous(x);
+  const Tensor source = in_order(x);
   const int64_t k = x.size(x.dim() - 1);
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);

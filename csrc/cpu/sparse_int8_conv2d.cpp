@@ -57,7 +57,7 @@ Tensor sparse_int8_conv2d(const Tensor& a, const Tensor& values, const Tensor& c
   const int64_t n = a.size(0), channels = scale_b.numel(), block_rows = channels / rows, blocks = values.size(0);
   STD_TORCH_CHECK(channels % rows == 0, args.op(), ": scale_b has ", channels, " elements, accepted are multiples of ",
                   rows);
-  const Tensor kept_values = torch::stable::contiguous(values);
+  const Tensor kept_values = in_order(values);
   SparseWeights weights = {static_cast<const int8_t*>(kept_values.const_data_ptr()), nullptr, nullptr, rows, channels,
                            a.size(1) / 4 * kernel_size[0] * kernel_size[1],          blocks};
   weights.columns = args.vector<int32_t>("columns", columns, ScalarType::Int, blocks);
@@ -66,8 +66,8 @@ Tensor sparse_int8_conv2d(const Tensor& a, const Tensor& values, const Tensor& c
 
   Epilogue epilogue = make_epilogue(
       args, {colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out}, n, channels,
-      is_signed);
-  const Tensor nhwc = torch::stable::contiguous(a, torch::headeronly::MemoryFormat::ChannelsLast);
+      4 * weights.depth4, is_signed);
+  const Tensor nhwc = in_nhwc(a);
   Input in = make_input(args, nhwc, {stride, padding, dilation}, kernel_size[0], kernel_size[1], 1);
   in.zero_point = epilogue.zero_point;
   in.zero_point_step = epilogue.zero_point_step;
