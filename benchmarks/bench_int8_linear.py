@@ -12,7 +12,7 @@ def main() -> None:
     bench = Bench("int8_linear", "oneDNN float32 prepacked")
     for m, n, k in SHAPES:
         x, weight, bias = torch.randn(m, k), torch.randn(n, k), torch.randn(n)
-        reordered = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), m)
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight, m)
         a, b = torch.randint(-127, 128, (m, k), dtype=torch.int8), torch.randint(-127, 128, (n, k), dtype=torch.int8)
         packed, colsum, scale_b = ops.pack_int8(b), b.sum(1, dtype=torch.int32), torch.rand(n) * 0.01
         scale = torch.tensor([0.02])
