@@ -40,6 +40,15 @@ def names() -> tuple[str, ...]:
 
 
 @cache
+def too_old(device: torch.device) -> str | None:
+    """Why the CUDA kernels do not run on a GPU, or None; they are compiled for compute capability 8.0 and later."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return f"the CUDA kernels need compute capability 8.0, {torch.cuda.get_device_name(device)} has {capability}"
+
+
+@cache
 def _native_checks(op: str, device_type: str) -> bool:
     return has_kernel(op, device_type)
 

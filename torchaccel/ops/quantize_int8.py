@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchaccel.ops import _check
 from torchaccel.ops._epilogue import saturate
-from torchaccel.ops._library import define
+from torchaccel.ops._library import define, too_old
 
 OP = "quantize_int8"
 _TINY = torch.finfo(torch.float32).tiny
@@ -34,7 +34,8 @@ def _dynamic_reference(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     else:
         # Halved before the subtraction: the span of a finite row may exceed the largest float.
         span, steps = high * 0.5 - low * 0.5, 127.5
-    scale = torch.clamp(span / steps, min=_TINY)
+    # Divided by a tensor: by a number, CUDA multiplies with its rounded inverse.
+    scale = torch.clamp(span / torch.full_like(span, steps), min=_TINY)
     scale = torch.where(torch.isfinite(span), scale, float("nan"))
     inverse = torch.reciprocal(scale)
     if dtype == torch.int8:
@@ -65,7 +66,7 @@ def supports(device: torch.device, *, dtype: torch.dtype) -> str | None:
     """Why no native kernel takes an input of `dtype` on `device`, or None where one does."""
     if device.type == "cpu" and dtype != torch.float32:
         return f"the CPU kernel takes torch.float32, not {dtype}"
-    return None
+    return too_old(device)
 
 
 def quantize_int8(

@@ -125,7 +125,7 @@ def _too_old(gpus: tuple[dict[str, Any], ...]) -> list[str]:
 def _serving(op: str, device: str, libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ...]) -> Serving:
     if ops.has_kernel(op, device):
         old = _too_old(gpus) if device == "cuda" else []
-        return Serving(op, device, "native", f"{', '.join(old)}: older than compute capability 8.0" if old else None)
+        return Serving(op, device, "native", f"but the reference on {', '.join(old)}, too old a GPU" if old else None)
     if not libraries[device]["loaded"]:
         return Serving(op, device, "reference", libraries[device]["reason"])
     return Serving(op, device, "reference", "this version has no native kernel for it")
@@ -150,5 +150,5 @@ def _advice(libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ..
             "torchaccel again, or set TORCHACCEL_CUDA_LIBRARY to a library that `make cuda` built elsewhere"
         )
     for name in _too_old(gpus):
-        lines.append(f"{name} is older than compute capability 8.0: its int8 and sparse ops cannot run natively")
+        lines.append(f"{name} is older than compute capability 8.0: its int8 and sparse ops run by their PyTorch references")
     return lines
