@@ -13,7 +13,7 @@ from torchaccel.ops._library import define, run
 OP = "int8_conv2d"
 
 
-def _reference(
+def reference(
     a: Tensor,
     b: Tensor,
     colsum: Tensor,
@@ -34,6 +34,7 @@ def _reference(
     zero_point_out: Tensor | None,
     packed: Tensor | None,
 ) -> Tensor:
+    """The op in plain PyTorch, with its schema's arguments."""
     acc = _conv.exact_conv(a, b, zero_point, stride, padding, dilation, groups)
     n, _, height, width = acc.shape
     y = _epilogue.finish(
@@ -67,7 +68,7 @@ define(
     "Tensor? residual, Tensor? scale_residual, Tensor? zero_point_residual, "
     "int[] stride, int[] padding, int[] dilation, int groups, str activation, ScalarType out_dtype, "
     "Tensor? scale_out, Tensor? zero_point_out, Tensor? packed) -> Tensor",
-    _reference,
+    reference,
     _fake,
 )
 
@@ -156,4 +157,4 @@ def int8_conv2d(
         )  # fmt: skip
 
     reason = supports(a.device, out_dtype=out_dtype, residual_dtype=None if residual is None else residual.dtype)
-    return run(OP, a.device, reason, _reference, validate, call)
+    return run(OP, a.device, reason, reference, validate, call)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchaccel.ops import _check, _conv, _epilogue, blocks
+from torchaccel.ops import _check, _conv, blocks
 from torchaccel.ops._library import define, run
+from torchaccel.ops.int8_conv2d import reference as dense_reference
+from torchaccel.ops.int8_conv2d import supports
 
 OP = "sparse_int8_conv2d"
 PATTERNS = ("1x4", "4x4")
@@ -37,24 +39,10 @@ def _reference(
     zero_point_out: Tensor | None,
 ) -> Tensor:
     b = blocks.from_blocks(values, columns, row_offsets, a.shape[1], kernel_size)
-    acc = _conv.exact_conv(a, b, zero_point, stride, padding, dilation, 1)
-    n, _, height, width = acc.shape
-    y = _epilogue.finish(
-        _conv.rows(acc),
-        colsum,
-        _conv.per_pixel(scale_a, height * width),
-        scale_b,
-        None if zero_point is None else _conv.per_pixel(zero_point, height * width),
-        bias,
-        None if residual is None else _conv.rows(residual),
-        scale_residual,
-        zero_point_residual,
-        activation,
-        out_dtype,
-        scale_out,
-        zero_point_out,
-    )
-    return _conv.from_rows(y, n, height, width)
+    return dense_reference(
+        a, b, colsum, scale_a, scale_b, zero_point, bias, residual, scale_residual, zero_point_residual, stride,
+        padding, dilation, 1, activation, out_dtype, scale_out, zero_point_out, None,
+    )  # fmt: skip
 
 
 def _fake(
@@ -73,15 +61,6 @@ define(
     _reference,
     _fake,
 )
-
-
-def supports(device: torch.device, *, out_dtype: torch.dtype, residual_dtype: torch.dtype | None = None) -> str | None:
-    """Why no native kernel serves these facts on `device`, or None where one does."""
-    if device.type == "cpu" and out_dtype not in (torch.float32, *_check.INT8):
-        return f"the CPU kernel writes float32, int8 or uint8, not {out_dtype}"
-    if device.type == "cpu" and residual_dtype not in (None, torch.float32, *_check.INT8):
-        return f"the CPU kernel adds a residual of float32, int8 or uint8, not {residual_dtype}"
-    return None
 
 
 def colsum_of(values: Tensor, row_offsets: Tensor) -> Tensor:

@@ -150,5 +150,7 @@ def _advice(libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ..
             "torchaccel again, or set TORCHACCEL_CUDA_LIBRARY to a library that `make cuda` built elsewhere"
         )
     for name in _too_old(gpus):
-        lines.append(f"{name} is older than compute capability 8.0: its int8 and sparse ops run by their PyTorch references")
+        lines.append(
+            f"{name} is older than compute capability 8.0: its int8 and sparse ops run by their PyTorch references"
+        )
     return lines
