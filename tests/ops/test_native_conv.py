@@ -9,7 +9,7 @@ from torchaccel import ops
 from torchaccel.ops import blocks
 from torchaccel.ops._conv import output_size
 from torchaccel.ops.int8_conv2d import reference as dense_reference
-from torchaccel.ops.sparse_int8_conv2d import reference as sparse_reference
+from torchaccel.ops.sparse_int8_conv2d import _reference as sparse_reference
 from torchaccel.ops.sparse_int8_conv2d import colsum_of
 
 PATTERNS = ("dense", "1x4", "4x4")
