@@ -132,6 +132,14 @@ def test_densities(isa: str, pattern: str) -> None:
         assert_same(*Case(same(2, 24, 5, 52), pattern, density=density, seed=3).run())
 
 
+@pytest.mark.parametrize("pattern", ("1x4", "4x4"))
+def test_deep_panels_and_many_channels(isa: str, pattern: str) -> None:
+    """More of K than one part of a panel holds, and more output channels than one slab."""
+    for c, o in ((144, 20), (720, 12), (160, 532)):
+        for density in (0.02, 0.2):
+            assert_same(*Case(same(1, c, 8, o), pattern, torch.uint8, density=density, seed=c).run())
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_inputs_that_are_not_channels_last(isa: str, pattern: str) -> None:
     case = Case(same(2, 8, 6, 12), pattern)

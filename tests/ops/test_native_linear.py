@@ -92,6 +92,14 @@ def test_non_finite_scales_and_zero_point_out(isa: str) -> None:
     assert ops.int8_linear(a, b, kw["scale_a"], kw["scale_b"], activation="relu")[0].isnan().all()
 
 
+def test_negative_zero_survives(isa: str) -> None:
+    a, b = integers((3, 8), torch.int8, 11), torch.zeros(17, 8, dtype=torch.int8)
+    scales = {"scale_a": torch.ones(1), "scale_b": -torch.ones(17)}
+    got = ops.int8_linear(a, b, **scales)
+    assert got.signbit().all()
+    assert_same(got, reference(a, b, **scales))
+
+
 def test_views_and_strides(isa: str) -> None:
     wide, b = integers((9, 101), torch.int8, 6), integers((2, 24, 48), torch.int8, 7)[1]
     kw = epilogue(wide, 24, 48, 9, 8, torch.float32, True)
