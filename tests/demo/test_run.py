@@ -51,6 +51,7 @@ def test_demo_writes_report_model_and_events(tiny: None, tmp_path: Path, capsys:
     report = json.loads((out / "report.json").read_text())
     assert report == result.report.data
     assert report["batch_size"] == run.BATCH_SIZE["cpu"]
+    assert report["model"] == "resnet18 on MNIST"
     assert report["demo"]["model"] == "resnet18" and report["demo"]["dense_images"] == 320
     assert report["demo"]["dense_accuracy"] == report["baseline"]["accuracy"]
     assert "<html" in (out / "report.html").read_text()

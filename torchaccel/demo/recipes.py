@@ -34,8 +34,8 @@ class Recipe:
 _RECIPES = {
     ("resnet18", True): Recipe(
         resnet18,
-        dense=Schedule(images=10_000, learning_rate=0.1),
-        pruning=((0.7, Schedule(6_000, 0.1)), (0.9, Schedule(7_000, 0.1))),
+        dense=Schedule(images=9_000, learning_rate=0.1),
+        pruning=((0.7, Schedule(4_500, 0.1)), (0.9, Schedule(8_500, 0.1))),
     ),
     ("resnet18", False): Recipe(
         resnet18,

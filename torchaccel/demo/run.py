@@ -71,6 +71,7 @@ def demo(
             run = _Run(chosen, digits, events)
             trained = run.train()
             result = run.optimize(trained)
+            result.report.data["model"] = f"{model} on MNIST"
             result.report.data["demo"] = {
                 "model": model,
                 "quick": quick,
