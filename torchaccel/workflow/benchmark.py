@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ class Benchmark:
     latency_ms: dict[str, float]
     failed: dict[str, str]
     best: Form
+    notes: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -44,7 +46,7 @@ class Benchmark:
 
 def forms_table(result: Benchmark) -> list[dict[str, Any]]:
     """One row a form, for the report."""
-    ran = [{"form": name, "latency_ms": ms, "note": ""} for name, ms in result.latency_ms.items()]
+    ran = [{"form": name, "latency_ms": ms, "note": result.notes[name]} for name, ms in result.latency_ms.items()]
     return ran + [{"form": name, "latency_ms": None, "note": why} for name, why in result.failed.items()]
 
 
@@ -60,14 +62,23 @@ def benchmark(model: nn.Module, inputs: tuple[Tensor, ...], budget_s: float = 2.
         ValueError: `inputs` is no tuple of tensors, or empty.
     """
     check_inputs(inputs)
+    return time_forms(model, inputs, budget_s)
+
+
+def time_forms(
+    model: nn.Module, inputs: tuple[Tensor, ...], budget_s: float = 2.0, beside: Sequence[Form] = ()
+) -> Benchmark:
+    """`benchmark` with more forms timed beside the dense ones, in the same turns; those never count as the best."""
     training = model.training
     model.eval()
     try:
         forms, failed = dense_forms(model, inputs)
+        timed = [*forms, *beside]
         with torch.no_grad():
-            times = measure.interleaved_ms([partial(form.model, *inputs) for form in forms], budget_s)
+            times = measure.interleaved_ms([partial(form.model, *inputs) for form in timed], budget_s)
     finally:
         model.train(training)
-    latency = {form.name: ms for form, ms in zip(forms, times, strict=True)}
+    latency = {form.name: ms for form, ms in zip(timed, times, strict=True)}
     best = min(forms, key=lambda form: latency[form.name])
-    return Benchmark(inputs[0].shape[0] if inputs[0].dim() else 1, latency, failed, best)
+    notes = {form.name: form.note for form in timed}
+    return Benchmark(inputs[0].shape[0] if inputs[0].dim() else 1, latency, failed, best, notes)

@@ -18,6 +18,7 @@ class Form:
 
     name: str
     model: nn.Module
+    note: str = ""
 
 
 class Cast(nn.Module):

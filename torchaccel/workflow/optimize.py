@@ -29,8 +29,9 @@ from torchaccel.graph.fuse import layer_at
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.nn import InputRange
 from torchaccel.workflow.accelerate import Candidates, choose_layers, served
-from torchaccel.workflow.benchmark import benchmark
+from torchaccel.workflow.benchmark import time_forms
 from torchaccel.workflow.evidence import Evidence, build_report
+from torchaccel.workflow.forms import Form
 from torchaccel.workflow.gates import hold_accuracy
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
 from torchaccel.workflow.progress import Progress
@@ -122,8 +123,9 @@ def optimize(
         accuracy_passed = after >= at_least
         notes.extend(restored)
 
+    fused = Form("folded and fused", prepared.dense, "the graph of torchaccel with every layer in dense float")
     with progress.step("timing dense forms", 1) as tick:
-        forms = benchmark(original, example_inputs)
+        forms = time_forms(original, example_inputs, beside=[fused])
         tick()
     with progress.step("timing the result", 1) as tick, measure.inference():
         trials = measure.compare(
