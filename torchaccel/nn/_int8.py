@@ -121,6 +121,11 @@ class Int8Module(PackedModule):
         self.int8_residual = True
         self._set_range("residual", scale, zero_point)
 
+    def set_float(self) -> None:
+        """Emit floats and take a residual of floats: undo `set_output` and `set_residual`."""
+        self.output_dtype, self.int8_residual = torch.float32, False
+        self.output_scale = self.output_zero_point = self.residual_scale = self.residual_zero_point = None
+
     def _set_range(self, role: str, scale: float, zero_point: int) -> None:
         device = self._device()
         setattr(self, f"{role}_scale", torch.tensor([scale], dtype=torch.float32, device=device))

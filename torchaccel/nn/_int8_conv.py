@@ -71,8 +71,9 @@ class Int8Conv(Int8Module):
     ) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N, C, H, W]; `residual` [N, O, OH, OW] is added before the activation."""
+        x = input  # named as in the layer that this one stands in for
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             _check.fail(type(self).__name__, f"x has shape {tuple(x.shape)}, accepted is [N, {self.in_channels}, H, W]")
         guarded = _inference.needs_guard(x, residual)

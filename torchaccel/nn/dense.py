@@ -6,7 +6,7 @@ On a CPU in float32 without gradients they call oneDNN with prepacked weights an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,24 @@ class _Dense(nn.Module):
 
     activation: str
     _packed: Tensor | None
+    _packed_from: tuple[Tensor, int] | None = None
+
+    def _stale(self) -> bool:
+        """Whether the weight is another than the packed one; notes the present one, which is about to be packed."""
+        weight = cast(Tensor, self.weight)
+        version = 0 if weight.is_inference() else weight._version
+        packed = self._packed_from
+        if self._packed is not None and packed is not None and packed[0] is weight and packed[1] == version:
+            return False
+        self._packed_from = weight, version
+        return True
 
     def fuse_activation(self, activation: str) -> None:
         """Apply `activation` ("none", "relu", "gelu" or "silu") after bias and residual."""
         self.activation = activation
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}
+        return self.__dict__ | {"_packed": None, "_packed_from": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._packed = None
@@ -90,11 +101,12 @@ class DenseConv2d(_Dense, nn.Conv2d):
             "activation": self.activation,
         }
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = input  # named as in the layer that this one stands in for
         if not self._onednn(x) or self.padding_mode != "zeros" or isinstance(self.padding, str) or x.dim() != 4:
             return self._finish(super().forward(x), residual)
         geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
-        if self._packed is None:
+        if self._stale():
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
         name = _ONEDNN_NAMES[self.activation]
         if residual is None:
@@ -133,10 +145,11 @@ class DenseLinear(_Dense, nn.Linear):
             "activation": self.activation,
         }
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = input  # named as in the layer that this one stands in for
         if not self._onednn(x) or residual is not None or x.dim() < 2:
             return self._finish(super().forward(x), residual)
-        if self._packed is None:
+        if self._stale():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
         name = _ONEDNN_NAMES[self.activation]
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], "")
@@ -146,7 +159,11 @@ def _plain(cls: Any, module: nn.Module) -> Any:
     """A module of `cls` with the attributes of `module`, sharing its parameters."""
     made = cls.__new__(cls)
     made.__dict__.update(
-        {name: value for name, value in module.__dict__.items() if name not in ("activation", "_packed")}
+        {
+            name: value
+            for name, value in module.__dict__.items()
+            if name not in ("activation", "_packed", "_packed_from")
+        }
     )
     made._parameters, made._buffers, made._modules = (
         dict(module._parameters),

@@ -88,7 +88,8 @@ class Int8Linear(Int8Module):
         """Refused: a linear layer adds no residual."""
         _check.fail("Int8Linear", "a linear layer adds no residual; accepted are convolutions")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # named as in the layer that this one stands in for
         guarded = _inference.needs_guard(x)
         source = x.detach() if guarded else x
         if self.input == "static":

@@ -81,13 +81,29 @@ class Int8LinearWeightOnly(PackedModule):
             )
         self.activation = name
 
+    def fold_affine(self, gamma: Tensor, beta: Tensor) -> None:
+        """Fold `y * gamma + beta` per output feature, such as a BatchNorm in eval mode, into scale and bias.
+
+        Raises:
+            ValueError: another shape than [O], or a layer that is already activated.
+        """
+        name = "Int8LinearWeightOnly"
+        if self.activation != "none":
+            _check.fail(name, "fold_affine comes before fuse_activation")
+        for argument, value in (("gamma", gamma), ("beta", beta)):
+            _check.sizes(name, argument, value, tuple(self.scale.shape))
+        gamma, beta = (v.detach().to(self.scale) for v in (gamma, beta))
+        self.scale = self.scale * gamma
+        self.bias = beta.clone() if self.bias is None else self.bias * gamma + beta
+
     def check_state(self, state: dict[str, Tensor]) -> None:
         for name in ("scale", "bias"):
             value = state.get(name)
             if value is not None and not value.is_meta and not torch.isfinite(value).all():
                 raise ValueError(f"{name} holds NaN or an infinity, accepted are finite values")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # named as in the layer that this one stands in for
         guarded = _inference.needs_guard(x)
         source = x.detach() if guarded else x
         y = ops.int8_linear_weight_only(source, self.weight, self.scale, self.bias, self.activation)

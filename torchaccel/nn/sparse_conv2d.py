@@ -131,8 +131,9 @@ class SparseConv2d(PackedModule):
         """The share of the weights that is pruned, 0 to 1."""
         return 1.0 - self.values.shape[0] / (self.grid[0] * self.grid[1])
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N, C, H, W]; `residual` [N, O, OH, OW] is added before the activation."""
+        x = input  # named as in the layer that this one stands in for
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             _check.fail("SparseConv2d", f"x has shape {tuple(x.shape)}, accepted is [N, {self.in_channels}, H, W]")
         guarded = _inference.needs_guard(x, residual)
