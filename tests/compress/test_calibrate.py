@@ -35,6 +35,23 @@ def test_minmax_spans_what_was_seen() -> None:
     assert ranges["3"].scale == pytest.approx(high / 255)
 
 
+class _Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        return self.a(x) + self.b(y) * scale
+
+
+def test_a_model_of_several_inputs_takes_the_first_items() -> None:
+    labels = torch.zeros(1)
+    ranges = calibrate(_Sum(), ["a", "b"], [(torch.full((1, 8), 5.1), torch.full((1, 8), 2.55), labels)], MINMAX)
+    assert ranges["a"].scale == pytest.approx(0.02) and ranges["b"].scale == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="first 2 items are the input tensors"):
+        calibrate(_Sum(), ["a"], [torch.ones(1, 8)])
+
+
 def test_no_more_batches_than_asked_for() -> None:
     batches = iter([torch.ones(1, 8), torch.full((1, 8), 5.0), torch.full((1, 8), 9.0)])
     ranges = calibrate(network(), ["0"], batches, Int8Static(observer="minmax", batches=2))

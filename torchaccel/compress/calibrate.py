@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -28,15 +29,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def input_of(batch: Any) -> Tensor:
-    """The model's input in a calibration batch: the tensor, or the first item of a tuple or list."""
-    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(x, Tensor):
+def inputs_of(batch: Any, count: int = 1) -> tuple[Tensor, ...]:
+    """The model's `count` inputs in a calibration batch: the tensor, or the first items of a tuple or list."""
+    items = tuple(batch) if isinstance(batch, tuple | list) and batch else (batch,)
+    inputs = items[:count]
+    if len(inputs) < count or not all(isinstance(x, Tensor) for x in inputs):
+        first = "first item is the input tensor" if count == 1 else f"first {count} items are the input tensors"
         raise ValueError(
-            f"calibration: a batch is {type(batch).__name__} holding {type(x).__name__}, accepted is a tensor or a "
-            "tuple whose first item is the input tensor"
+            f"calibration: a batch is {type(batch).__name__} holding {', '.join(type(x).__name__ for x in items)}, "
+            f"accepted is {'a tensor or ' if count == 1 else ''}a tuple whose {first}"
         )
-    return x
+    return inputs
+
+
+def _inputs_needed(model: nn.Module) -> int:
+    """How many positional arguments the model's forward cannot do without, at least 1."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters))
 
 
 def _hook(name: str, observer: MinMaxObserver) -> Callable:
@@ -61,7 +71,8 @@ def calibrate(
         model: float; run in eval mode without gradients, on the device of its parameters. Hooks and training flags are
             as before when this returns or raises.
         names: of submodules, as in `model.named_modules()`.
-        batches: yields tensors, or tuples whose first item is the model's input.
+        batches: yields tensors, or tuples whose first item is the model's input; the first items, where the model's
+            forward requires several inputs.
         config: which observer, and how many batches at most.
 
     Returns:
@@ -77,6 +88,7 @@ def calibrate(
     config = Int8Static() if config is None else config
     observers = {name: OBSERVERS[config.observer]() for name in names}
     seen: set[str] = set()
+    needed = _inputs_needed(model)
     device = next((p.device for p in model.parameters()), None)
     handles = []
     try:
@@ -87,8 +99,7 @@ def calibrate(
         count = 0
         with evaluating(model):
             for batch in islice(batches, config.batches):
-                x = input_of(batch)
-                model(x if device is None else x.to(device))
+                model(*(x if device is None else x.to(device) for x in inputs_of(batch, needed)))
                 count += 1
     finally:
         for handle in handles:
