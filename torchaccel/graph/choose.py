@@ -38,10 +38,10 @@ def arguments(model: nn.Module, names: Collection[str], inputs: tuple[Tensor, ..
     """Module name -> the tensors that it is called with when the model runs on `inputs`."""
     seen: dict[str, tuple[Tensor, ...]] = {}
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: seen.__setitem__(name, args)
+    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda _, args, kwargs: seen.__setitem__(name, (*args, *kwargs.values()))
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in names]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(record(name), with_kwargs=True) for name in names]
     try:
         with torch.no_grad():
             model(*inputs)
@@ -69,7 +69,7 @@ def _timed(
     cache: ChoiceCache,
 ) -> dict[str, Any]:
     """Compare on one set of trials; where the candidate leads, confirm on a fresh one. A clear result is remembered."""
-    name = key(dense, candidate, args)
+    name = key(dense, dense_args, candidate, args)
     known = cache.get(name)
     if known is not None:
         return known
@@ -106,6 +106,16 @@ def _shape(dense: Layer, args: tuple[Tensor, ...]) -> str:
     return f"{tuple(x.shape)} @ {tuple(weight.shape)}"
 
 
+def _refusal(module: nn.Module, args: tuple[Tensor, ...]) -> str | None:
+    """Why a layer does not take these inputs, such as an image without a batch dimension, or None."""
+    try:
+        with torch.no_grad():
+            module(*args)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def choose(
     model: nn.Module,
     alternatives: Mapping[str, Sequence[nn.Module]],
@@ -133,7 +143,14 @@ def choose(
     for name in names:
         if name in contest.dense_args:  # others are not called on these inputs
             contest.enter(name, kept.get(name, "kept dense: no other form applies"))
-    rivals = {name: forms for name, forms in alternatives.items() if name in contest.choices and forms}
+    rivals = {}
+    for name, forms in alternatives.items():
+        if name in contest.choices:
+            refused = [_refusal(form, contest.dense_args[name]) for form in forms]
+            if able := [form for form, why in zip(forms, refused, strict=True) if why is None]:
+                rivals[name] = able
+            elif forms:
+                contest.enter(name, f"kept dense: {refused[-1]}")
     for rank in range(max(map(len, rivals.values()), default=0)):
         trial = {name: forms[min(rank, len(forms) - 1)] for name, forms in rivals.items()}
         contest.run(trial, {name for name, forms in rivals.items() if rank < len(forms)})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import module_of, set_module, trace
 from torchaccel.nn import Int8Conv2d, Int8Linear, SparseInt8Conv2d
 from torchaccel.nn.input_range import InputRange
@@ -42,13 +43,19 @@ def _common_range(graph: fx.GraphModule, uses: list[_Use]) -> InputRange | None:
     return ranges.pop() if len(ranges) == 1 else None
 
 
+def _half(node: fx.Node) -> bool:
+    """Whether a value is float16 or bfloat16: a layer that reads int8 could not tell which type to give back."""
+    value = value_of(node)
+    return value is not None and value.dtype in (torch.float16, torch.bfloat16)
+
+
 def connect(graph: fx.GraphModule) -> None:
     """Set int8 outputs and residuals where every reader takes them, and share quantizations, in place."""
     nodes = list(graph.graph.nodes)
     for node in nodes:
         uses = list(_uses(graph, node))
         wanted = _common_range(graph, uses)
-        if wanted is None:
+        if wanted is None or _half(node):
             continue
         layer = module_of(graph, node)
         if isinstance(layer, INT8) and all(use.role != "other" for use in uses):
@@ -62,6 +69,24 @@ def connect(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def disconnect(graph: fx.GraphModule) -> None:
+    """Undo `connect`, in place: int8 layers quantize their inputs themselves and give floats back.
+
+    The layers that change are replaced by copies.
+    """
+    for node in list(graph.graph.nodes):
+        module = module_of(graph, node)
+        if isinstance(module, QuantizeInt8):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif isinstance(module, INT8) and (module.output_dtype != torch.float32 or module.int8_residual):
+            alone = copy.deepcopy(module)
+            alone.set_float()
+            set_module(graph, str(node.target), alone)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
 def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
     """One quantization for a float value that several int8 layers read."""
     layer = module_of(graph, node)
@@ -69,10 +94,14 @@ def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
         return
     readers = [user for user in node.users if isinstance(module_of(graph, user), INT8) and user.args[0] is node]
     wanted = _common_range(graph, [_Use(reader, "x") for reader in readers])
-    if len(readers) < 2 or wanted is None:
+    if len(readers) < 2 or wanted is None or _half(node) or any(changed_between(graph, node, node, r) for r in readers):
         return
     name = f"quantize_{node.name}"
-    graph.add_submodule(name, QuantizeInt8(wanted))
+    while hasattr(graph, name):
+        name += "_"
+    first = module_of(graph, readers[0])
+    assert isinstance(first, INT8)
+    graph.add_submodule(name, QuantizeInt8(wanted).to(first.scale.device))
     with graph.graph.inserting_after(node):
         quantized = graph.graph.call_module(name, (node,))
     for reader in readers:

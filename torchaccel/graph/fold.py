@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from torchaccel.graph.trace import calls, module_of, set_module
-from torchaccel.nn import Int8Conv2d, Int8Linear, SparseInt8Conv2d
+from torchaccel.graph.shapes import value_of
+from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, set_module
+from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_INT8_CONVS, _INT8_LINEAR = (Int8Conv2d, SparseInt8Conv2d), (Int8Linear, Int8LinearWeightOnly)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
@@ -23,11 +27,12 @@ def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return gamma.detach(), (beta if norm.bias is None else beta + norm.bias).detach()
 
 
-def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
-    if isinstance(norm, nn.BatchNorm2d) and isinstance(layer, Int8Conv2d | SparseInt8Conv2d):
-        layer.fold_affine(*_affine(norm))
-        return layer
-    if isinstance(norm, nn.BatchNorm1d) and isinstance(layer, Int8Linear):
+def _folded(layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module | None:
+    kinds = _INT8_CONVS if isinstance(norm, nn.BatchNorm2d) else _INT8_LINEAR
+    if isinstance(layer, kinds):
+        if layer.activation != "none" or getattr(layer, "output_dtype", torch.float32) != torch.float32:
+            return None
+        layer = copy.deepcopy(layer)
         layer.fold_affine(*_affine(norm))
         return layer
     if isinstance(norm, nn.BatchNorm2d) and type(layer) is nn.Conv2d:
@@ -38,13 +43,15 @@ def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
 
 
 def fold(graph: fx.GraphModule) -> None:
-    """Fold in place. The modules that change are replaced in `graph`, so give it a copy of the user's model.
+    """Fold in place, after `note_values`. The modules that change are replaced in `graph` by others.
 
     Source of the method: Jacob et al. 2018, "Quantization and Training of Neural Networks", section 3.2.
     """
-    nodes_of = calls(graph)
+    nodes_of, read = calls(graph), read_elsewhere(graph)
     for node in list(graph.graph.nodes):
         module = module_of(graph, node)
+        if module is None or has_hooks(module) or not node.args:
+            continue
         if isinstance(module, _NOTHING):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
@@ -53,6 +60,11 @@ def fold(graph: fx.GraphModule) -> None:
             layer = module_of(graph, before)
             if layer is None or len(before.users) > 1 or len(nodes_of[before.target]) > 1:
                 continue
+            if has_hooks(layer) or before.target in read or len(before.args) > 1:
+                continue
+            value = value_of(before)
+            if isinstance(module, nn.BatchNorm1d) and (value is None or len(value.shape) != 2):
+                continue  # of [N, C, L] it normalizes C, while a linear layer ends in L
             folded = _folded(layer, module)
             if folded is None:
                 continue

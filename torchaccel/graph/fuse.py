@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import fx, nn
 
-from torchaccel.graph.trace import calls, module_of, set_module
+from torchaccel.graph.shapes import changed_between, value_of
+from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, set_module
 from torchaccel.nn.dense import DenseConv2d, DenseLinear
 
 LAYERS = (DenseConv2d, DenseLinear)
@@ -24,7 +25,8 @@ def layer_at(model: nn.Module, name: str) -> Layer:
     return layer
 
 
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_OUT_OF_PLACE = (operator.add, torch.add, "add")
+_ADDITIONS = (*_OUT_OF_PLACE, operator.iadd, "add_")
 _ACTIVATIONS = {
     torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", "relu": "relu", "relu_": "relu",
     F.gelu: "gelu", F.silu: "silu",
@@ -43,6 +45,8 @@ def strongest_dense(model: nn.Module, names: Iterable[str]) -> None:
 
 def _activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
     module = module_of(graph, node)
+    if module is not None and has_hooks(module):
+        return None
     if isinstance(module, nn.ReLU):
         return "relu"
     if isinstance(module, nn.SiLU):
@@ -64,49 +68,54 @@ def _fuse_addition(graph: fx.GraphModule, node: fx.Node, single: set[str]) -> fx
     """Turn `add(conv(x), other)` into `conv(x, other)` at the place of the addition, where both are at hand."""
     if len(node.args) != 2 or node.kwargs or node.args[0] is node.args[1]:
         return None
-    if _shape(node.args[0]) is None or _shape(node.args[0]) != _shape(node.args[1]):
-        return None  # a number, or an addition that broadcasts, is no residual
+    if value_of(node.args[0]) is None or value_of(node.args[0]) != value_of(node.args[1]):
+        return None  # a number, an addition that broadcasts or one that changes the dtype is no residual
     sides = [a for a in node.args if isinstance(a, fx.Node)]
-    ready = [
-        a
-        for a in sides
-        if isinstance(module_of(graph, a), DenseConv2d)
-        and str(a.target) in single
-        and len(a.users) == 1
-        and len(a.args) == 1
-    ]
+    if node.target not in _OUT_OF_PLACE and not (
+        isinstance(module_of(graph, sides[0]), LAYERS) and len(sides[0].users) == 1
+    ):
+        return None  # it changes a tensor that others may share
+    ready = [a for a in sides if _takes_residual(graph, a, node, single)]
     if not ready:
         return None
     layer = max(ready, key=lambda a: _weights(graph, a))
     other = sides[1] if sides[0] is layer else sides[0]
     with graph.graph.inserting_before(node):
         fused = graph.graph.call_module(str(layer.target), (layer.args[0], other))
+    fused.meta = copy.copy(node.meta)
     node.replace_all_uses_with(fused)
     graph.graph.erase_node(node)
     graph.graph.erase_node(layer)
     return fused
 
 
-def _shape(node: object) -> torch.Size | None:
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return getattr(meta, "shape", None)
+def _takes_residual(graph: fx.GraphModule, node: fx.Node, addition: fx.Node, single: set[str]) -> bool:
+    """Whether `node` calls a convolution that can be computed at the place of `addition`, and nobody else reads it."""
+    layer = module_of(graph, node)
+    return (
+        isinstance(layer, DenseConv2d)
+        and layer.activation == "none"
+        and not has_hooks(layer)
+        and str(node.target) in single
+        and len(node.users) == 1
+        and len(node.args) == 1
+        and not changed_between(graph, node.args[0], node, addition)
+    )
 
 
-def fuse(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+def fuse(graph: fx.GraphModule) -> None:
     """Replace float layers by their strongest dense form, and fuse activations and residuals into layers, in place.
 
-    Modules keep their names. The shapes of tensors are taken from one run on `inputs`, which may be meta tensors.
+    Modules keep their names. `note_values` comes before.
     """
     strongest_dense(graph, calls(graph))
-    with torch.no_grad():
-        ShapeProp(graph).propagate(*inputs)
     single = {name for name, nodes in calls(graph).items() if len(nodes) == 1}
     for node in list(graph.graph.nodes):
         if node.op in ("call_function", "call_method") and node.target in _ADDITIONS:
             _fuse_addition(graph, node, single)
     for node in list(graph.graph.nodes):
         activation = _activation(graph, node)
-        if activation is None:
+        if activation is None or not node.args:
             continue
         before = node.args[0]
         layer = module_of(graph, before)
@@ -115,6 +124,7 @@ def fuse(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
             or len(before.users) > 1
             or before.target not in single
             or layer.activation != "none"
+            or has_hooks(layer)
         ):
             continue
         layer.fuse_activation(activation)
@@ -126,9 +136,10 @@ def fuse(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
 
 
 def layers(graph: fx.GraphModule) -> list[str]:
-    """The names of the layers that can be chosen; one that is called twice is left as it is."""
+    """The layers that can be chosen; one called twice, or whose weight others read, is left as it is."""
+    read = read_elsewhere(graph)
     return [
         name
         for name, nodes in calls(graph).items()
-        if len(nodes) == 1 and isinstance(graph.get_submodule(name), LAYERS)
+        if len(nodes) == 1 and name not in read and isinstance(graph.get_submodule(name), LAYERS)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, strongest_dense
-from torchaccel.graph.trace import UntraceableError, same_outputs, set_module, trace
-from torchaccel.nn import Int8Conv2d, Int8Linear, SparseConv2d, SparseInt8Conv2d
+from torchaccel.graph.shapes import note_values
+from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
+from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn.dense import DenseConv2d, DenseLinear
 
-_CONVERTED = (Int8Conv2d, Int8Linear, SparseInt8Conv2d, SparseConv2d)
+_CONVERTED = (Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d, SparseConv2d)
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -34,18 +39,30 @@ class Prepared:
     note: str | None = None
 
 
-def _to_float(model: nn.Module) -> dict[str, nn.Module]:
-    given: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, _CONVERTED)}
-    for name, module in given.items():
-        set_module(model, name, module.to_float())  # type: ignore[operator]
-    return given
+def _to_float(
+    model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[type[nn.Module], ...] = _CONVERTED
+) -> dict[str, nn.Module]:
+    """Put dense float layers in place of int8 and sparse ones; returns copies of those by name."""
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    if any(getattr(m, "output_dtype", torch.float32) != torch.float32 for m in found.values()):
+        return {}  # what reads their int8 outputs takes no floats
+    if isinstance(model, fx.GraphModule):
+        called = calls(model)
+        found = {name: module for name, module in found.items() if name in called}
+    half = next((x.dtype for x in inputs if x.dtype in _HALVES), None)
+    for name, module in found.items():
+        plain = module.to_float()
+        dense = (DenseConv2d if isinstance(plain, nn.Conv2d) else DenseLinear).from_float(plain)
+        dense.fuse_activation(module.activation)
+        set_module(model, name, dense if half is None else dense.to(half))
+    return {name: copy.deepcopy(module) for name, module in found.items()}
 
 
 def prepare(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collection[str] = ()) -> Prepared:
     """Trace, fold and fuse; where the model cannot be traced, replace layer by layer.
 
     Args:
-        model: in eval mode; it is taken apart, so give a copy.
+        model: in eval mode; where it cannot be traced its layers are replaced in place, so give a copy.
         inputs: example inputs, to learn shapes from.
         protected: modules whose weights another module reads by itself; they stay as they are.
     """
@@ -55,29 +72,35 @@ def prepare(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collection[
             raise UntraceableError(
                 "the recorded graph gives other outputs than the model, so its Python depends on values"
             )
+        if "torchaccel_inputs" in getattr(model, "meta", ()):
+            disconnect(graph)
+        prepared = _fused(graph, inputs)
+        if not prepared.given and not same_outputs(model, prepared.dense, inputs, rounding=True):
+            raise UntraceableError("its outputs changed when layers were folded and fused")
+        return prepared
     except UntraceableError as error:
-        given = _to_float(model)
+        given = _to_float(model, inputs)
         names = [name for name, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
         strongest_dense(model, [name for name in names if name not in protected])
         names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
         return Prepared(model, names, given, f"not traced, so layers were replaced one by one, without fusing: {error}")
-    return _fused(graph, inputs)
 
 
 def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
+    note_values(graph, inputs)
+    _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
     fold(graph)
-    given = _to_float(graph)
-    fuse(graph, inputs)
+    given = _to_float(graph, inputs)
+    fuse(graph)
     for name, module in given.items():
-        module.fuse_activation(graph.get_submodule(name).activation)  # type: ignore[operator]
+        if module.activation != (fused := graph.get_submodule(name).activation):
+            module.fuse_activation(fused)  # type: ignore[operator]
     graph.meta["torchaccel_inputs"] = [{"shape": list(x.shape), "dtype": str(x.dtype)} for x in inputs]
+    graph.meta["torchaccel_graph"] = fingerprint(graph)
     return Prepared(graph, layers(graph), given)
 
 
-_DTYPES = {
-    str(dtype): dtype
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int32, torch.int64)
-}
+_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
 def skeleton(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> fx.GraphModule:
