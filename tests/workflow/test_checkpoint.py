@@ -101,6 +101,36 @@ def test_shared_weights_are_stored_once_and_constants_come_back(tmp_path: Path) 
         assert torch.equal(ta.load(tmp_path / "tied.safetensors", _Tied)(x), model(x))
 
 
+class _Masked(nn.Module):
+    """A bool input, and a tensor that is a plain attribute; `traceable` or not."""
+
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.a, self.traceable, self.shift = nn.Linear(8, 8), traceable, torch.arange(8.0)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = (self.a(x) + self.shift + torch.ones(8)).masked_fill(mask, 0.0)
+        return y if self.traceable or y.sum() > -1e9 else x
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_bool_inputs_and_plain_tensors_come_back(traceable: bool, tmp_path: Path) -> None:
+    inputs = (torch.randn(2, 8), torch.rand(2, 8) > 0.5)
+    model = _Masked(traceable).eval()
+    ta.save(prepare(model, inputs).dense, tmp_path / "m.safetensors")
+    loaded = ta.load(tmp_path / "m.safetensors", lambda: _Masked(traceable))
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), model(*inputs))
+
+
+def test_views_of_one_weight_are_stored(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    model[1].weight = nn.Parameter(model[0].weight.detach().view(-1).view(8, 8))
+    model.register_buffer("flat", model[0].weight.detach().view(-1))
+    ta.save(model, tmp_path / "m.safetensors")
+    assert torch.equal(load_file(tmp_path / "m.safetensors")["flat"], model[0].weight.detach().flatten())
+
+
 def _edited(source: Path, target: Path, change) -> Path:
     metadata, tensors = read_metadata(source), load_file(source)
     change(metadata, tensors)
@@ -171,6 +201,13 @@ def test_another_model_is_refused(saved: tuple[nn.Module, Path]) -> None:
         ta.load(saved[1], lambda: nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="out_features is 7"):
         ta.load(saved[1], lambda: SmallNet(classes=7))
+
+    class Other(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    with pytest.raises(ValueError, match="another"):
+        ta.load(saved[1], Other)
 
 
 def test_a_failed_save_leaves_the_old_file(saved: tuple[nn.Module, Path], tmp_path: Path, monkeypatch) -> None:

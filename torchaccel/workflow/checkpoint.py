@@ -59,12 +59,14 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if type(module) in _WORDS
     }
-    inputs = model.meta.get("torchaccel_inputs") if isinstance(model, fx.GraphModule) else None
+    meta = model.meta if isinstance(model, fx.GraphModule) else {}
+    inputs = meta.get("torchaccel_inputs")
     return {
         "format": FORMAT,
         "torchaccel": __version__,
         "structure": "modules" if inputs is None else "graph",
         "inputs": inputs or [],
+        "graph": meta.get("torchaccel_graph"),
         "layers": layers,
     }
 
@@ -74,6 +76,7 @@ def _compact(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
+    addresses: set[int] = set()
     for name, tensor in state.items():
         identity = (
             tensor.untyped_storage().data_ptr(),
@@ -86,6 +89,8 @@ def _compact(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
             aliases[name] = first[identity]
             continue
         first[identity] = name
+        shared = tensor.numel() > 0 and tensor.data_ptr() in addresses
+        addresses.add(tensor.data_ptr())
         if (
             name.rpartition(".")[2] == "columns"
             and tensor.dtype == torch.int32
@@ -94,7 +99,7 @@ def _compact(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
         ):
             tensor = tensor.to(torch.int16)
         kept = tensor.detach().cpu().contiguous()
-        stored[name] = kept.clone() if kept.untyped_storage().nbytes() != kept.nbytes else kept
+        stored[name] = kept.clone() if shared or kept.untyped_storage().nbytes() != kept.nbytes else kept
     return stored, aliases
 
 
@@ -175,8 +180,13 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
         model = model_fn().eval()
         try:
             built: nn.Module = skeleton(model, metadata["inputs"]) if metadata["structure"] == "graph" else model
-        except (UntraceableError, KeyError, TypeError, RuntimeError) as error:
+        except (UntraceableError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"load: model_fn does not build the model of {path}: {error}") from error
+        wanted = metadata.get("graph")
+        if isinstance(built, fx.GraphModule) and wanted not in (None, built.meta.get("torchaccel_graph")):
+            raise ValueError(
+                f"load: model_fn does not build the model of {path}: its recorded graph is another one than the file's"
+            )
         for name, layer in metadata["layers"].items():
             try:
                 made = LAYERS[layer["kind"]](**layer["config"])
@@ -232,15 +242,26 @@ def load(
     return model.eval()
 
 
+def _constants(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers, and tensors that are plain attributes, by name."""
+    plain = {
+        f"{name}.{attribute}".lstrip("."): value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+    return plain | dict(model.named_buffers())
+
+
 def _fill_constants(model: nn.Module, model_fn: Callable[[], nn.Module], device: torch.device) -> None:
-    """Buffers that no state dict holds were built on the meta device; take them from a real model."""
-    missing = {name for name, buffer in model.named_buffers() if buffer.device.type == "meta"}
+    """Tensors that no state dict holds were built on the meta device; take them from a real model."""
+    missing = {name for name, tensor in _constants(model).items() if tensor.device.type == "meta"}
     if not missing:
         return
-    for name, buffer in model_fn().named_buffers():
+    for name, tensor in _constants(model_fn()).items():
         if name in missing:
             owner, _, last = name.rpartition(".")
-            model.get_submodule(owner)._buffers[last] = buffer.to(device)
+            setattr(model.get_submodule(owner), last, tensor.to(device))
             missing.discard(name)
     if missing:
         raise ValueError(f"load: model_fn builds no values for {', '.join(sorted(missing))}")
