@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchaccel import measure
+from torchaccel.compress.calibrate import evaluating
 from torchaccel.workflow.forms import Form, dense_forms
 from torchaccel.workflow.inputs import check_inputs
 
@@ -69,15 +70,10 @@ def time_forms(
     model: nn.Module, inputs: tuple[Tensor, ...], budget_s: float = 2.0, beside: Sequence[Form] = ()
 ) -> Benchmark:
     """`benchmark` with more forms timed beside the dense ones, in the same turns; those never count as the best."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         forms, failed = dense_forms(model, inputs)
         timed = [*forms, *beside]
-        with torch.no_grad():
-            times = measure.interleaved_ms([partial(form.model, *inputs) for form in timed], budget_s)
-    finally:
-        model.train(training)
+        times = measure.interleaved_ms([partial(form.model, *inputs) for form in timed], budget_s)
     latency = {form.name: ms for form, ms in zip(timed, times, strict=True)}
     best = min(forms, key=lambda form: latency[form.name])
     notes = {form.name: form.note for form in timed}

@@ -30,8 +30,9 @@ def sensitivities(dense: nn.Module, winners: Mapping[str, nn.Module], inputs: tu
 
 
 def _flat(outputs: object) -> Tensor:
-    leaves = [y for y in torch.utils._pytree.tree_leaves(outputs) if isinstance(y, Tensor) and y.is_floating_point()]
-    return torch.cat([y.flatten().to(torch.float32) for y in leaves])
+    leaves = [y for y in torch.utils._pytree.tree_leaves(outputs) if isinstance(y, Tensor)]
+    floats = [y for y in leaves if y.is_floating_point()] or leaves
+    return torch.cat([y.flatten().to(torch.float32) for y in floats]) if floats else torch.zeros(1)
 
 
 def hold_accuracy(

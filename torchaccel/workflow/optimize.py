@@ -92,7 +92,7 @@ def optimize(
         )
     progress = Progress()
     notes: list[str] = []
-    original = copy.deepcopy(model).eval()
+    original = finalize_masks_(copy.deepcopy(model).eval())  # masks would slow the baseline down
     before = None if evaluate is None else evaluated(evaluate, original, "original")
 
     work = copy.deepcopy(original)
