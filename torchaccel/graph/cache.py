@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torchaccel import _native
 
 _FORMAT = 1
+FIELDS = ("speedup", "low", "dense_ms", "chosen_ms")
 
 
 def default_path() -> Path:
     """`$XDG_CACHE_HOME/torchaccel/choices.json`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchaccel" / "choices.json"
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder) / "torchaccel" / "choices.json"
 
 
 @cache
@@ -87,8 +89,10 @@ class ChoiceCache:
         self._changed = False
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The entry under `key`."""
-        return self._entries.get(key)
+        """The entry under `key`, or None; one that lacks a number counts as none."""
+        entry = self._entries.get(key)
+        known = isinstance(entry, dict) and all(isinstance(entry.get(field), float) for field in FIELDS)
+        return entry if known else None
 
     def put(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an entry until `save`."""
@@ -102,8 +106,13 @@ class ChoiceCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                json.dump({"format": _FORMAT, "entries": self._entries}, file)
-            os.replace(file.name, self.path)
+                try:
+                    json.dump({"format": _FORMAT, "entries": self._entries}, file)
+                    file.flush()
+                    os.replace(file.name, self.path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
         except OSError:
             return
         self._changed = False
