@@ -95,6 +95,13 @@ class Optional(_Model):
         return y if scale is None else y * scale
 
 
+class Scaled(Optional):
+    """The second input may be left out, but is given."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return super().forward(x, scale)
+
+
 class Nothing(_Model):
     def forward(self, x: Tensor) -> dict[str, Any]:
         return {"y": self.relu(self.norm(self.a(x))), "rest": (None, x)}
@@ -134,6 +141,32 @@ class Chain(_Model):
         return torch.cat([self.reflecting(y), y], 1)
 
 
+class Flattens(_Model):
+    """A view needs one memory format."""
+
+    def __init__(self, branching: bool = False) -> None:
+        super().__init__()
+        self.branching = branching
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.b(x)).view(x.size(0), -1)
+        return y * 2.0 if not self.branching or y.sum() > -1e9 else y
+
+
+class FlattensUntraced(Flattens):
+    def __init__(self) -> None:
+        super().__init__(branching=True)
+
+
+class ReadsLater(_Model):
+    """Reads a weight in a way that only a call of the model shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.a
+        y = self.b(x)
+        return F.conv2d(y, layer.weight, layer.bias) if y.sum() > -1e9 else self.a(y)
+
+
 def assert_near(given: Any, expected: Any) -> None:
     """The same structure, shapes and dtypes, and numbers as close as int8 is."""
     torch.testing.assert_close(given, expected, rtol=0.0, atol=1e9)
@@ -149,7 +182,7 @@ def _exchanged(prepared: Prepared, inputs: tuple[Tensor, ...], monkeypatch, tmp_
     """Every layer that can be int8 made so, whatever its speed."""
     faster = measure.Comparison(2.0, 2.0, 2.0, (2.0,), (1.0,))
     monkeypatch.setattr(measure, "compare", lambda dense, candidate, **_: (dense(), candidate(), faster)[2])
-    ranges = calibrate(prepared.dense, prepared.names, [inputs], Int8Static())
+    ranges = calibrate(prepared.dense, prepared.names, [inputs], Int8Static(), len(inputs))
     alternatives: dict[str, list[nn.Module]] = {}
     kept = {}
     for name in prepared.names:
@@ -181,6 +214,10 @@ def _exchanged(prepared: Prepared, inputs: tuple[Tensor, ...], monkeypatch, tmp_
         (Shifted, ((1, 16, 8, 8),), True, 2),
         (TwoInputs, (IMAGES, IMAGES), True, 2),
         (Chain, (IMAGES,), True, 2),
+        (Flattens, (IMAGES,), True, 1),
+        (FlattensUntraced, (IMAGES,), False, 0),
+        (ReadsLater, (IMAGES,), False, 1),
+        (Scaled, (IMAGES, IMAGES), True, 1),
     ],
 )
 def test_results_stay(kind: Any, shapes: Any, traced: bool, int8: int, monkeypatch, tmp_path: Path) -> None:

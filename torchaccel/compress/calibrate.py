@@ -63,7 +63,11 @@ def _hook(name: str, observer: MinMaxObserver) -> Callable:
 
 
 def calibrate(
-    model: nn.Module, names: Sequence[str], batches: Iterable, config: Int8Static | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable,
+    config: Int8Static | None = None,
+    inputs: int | None = None,
 ) -> dict[str, InputRange]:
     """Run the model on batches and find the range of the input of each named layer.
 
@@ -71,9 +75,9 @@ def calibrate(
         model: float; run in eval mode without gradients, on the device of its parameters. Hooks and training flags are
             as before when this returns or raises.
         names: of submodules, as in `model.named_modules()`.
-        batches: yields tensors, or tuples whose first item is the model's input; the first items, where the model's
-            forward requires several inputs.
+        batches: yields tensors, or tuples whose first items are the model's inputs.
         config: which observer, and how many batches at most.
+        inputs: how many inputs the model is called with; None is as many as its forward cannot do without.
 
     Returns:
         The range by name, for the layers that were reached; uint8, with zero point 0 where no input was negative.
@@ -88,7 +92,7 @@ def calibrate(
     config = Int8Static() if config is None else config
     observers = {name: OBSERVERS[config.observer]() for name in names}
     seen: set[str] = set()
-    needed = _inputs_needed(model)
+    needed = _inputs_needed(model) if inputs is None else inputs
     device = next((p.device for p in model.parameters()), None)
     handles = []
     try:

@@ -185,6 +185,8 @@ class _Contest:
 
     def run(self, trial: Mapping[str, nn.Module], timed: Collection[str]) -> None:
         """Time the layers of `timed` inside a model that holds all of `trial`."""
+        trial = self._able(trial)
+        timed = [name for name in timed if name in trial]
         if not timed:
             return
         assembled = assemble(self.model, trial)
@@ -196,6 +198,26 @@ class _Contest:
                 _timed(layer_at(self.model, name), self.dense_args[name], candidate, args, self.cache),
             )
             self.tick(name)
+
+    def _able(self, trial: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        """Those of `trial` with which the model runs: its code may read a layer's weight or its output's strides."""
+        if self._error(trial) is None:
+            return trial
+        errors = {name: self._error({name: module}) for name, module in trial.items()}
+        able = {name: module for name, module in trial.items() if errors[name] is None}
+        if (error := self._error(able)) is not None:
+            able, errors = {}, dict.fromkeys(trial, error)
+        for name in trial.keys() - able.keys() - self.winners.keys():
+            self.enter(name, f"kept dense: with {kind(trial[name])} the model raises {errors[name]}")
+        return able
+
+    def _error(self, trial: Mapping[str, nn.Module]) -> str | None:
+        try:
+            with torch.no_grad():
+                assemble(self.model, trial).forward(*self.inputs)
+        except Exception as error:  # whatever the model's own code raises
+            return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        return None
 
     def _judge(self, name: str, module: nn.Module, result: Mapping[str, float]) -> None:
         batch = self.inputs[0].shape[0] if self.inputs[0].dim() else 1

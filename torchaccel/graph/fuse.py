@@ -135,6 +135,19 @@ def fuse(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def reshape_views(graph: fx.GraphModule) -> None:
+    """Turn `x.view(sizes)` into `x.reshape(sizes)`, in place, since exchanged layers return channels_last.
+
+    A view stays one where something is changed in place through it.
+    """
+    end = next(node for node in graph.graph.nodes if node.op == "output")
+    for node in graph.graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not node.kwargs:
+            if not any(isinstance(a, torch.dtype) for a in node.args) and not changed_between(graph, node, node, end):
+                node.target = "reshape"
+    graph.recompile()
+
+
 def layers(graph: fx.GraphModule) -> list[str]:
     """The layers that can be chosen; one called twice, or whose weight others read, is left as it is."""
     read = read_elsewhere(graph)

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-# How far sums in another order may move an output, relative to its size.
-_ROUNDING = {torch.float32: 1e-2, torch.float64: 1e-2}
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -58,12 +56,13 @@ def _copy(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def same_outputs(model: nn.Module, graph: nn.Module, inputs: tuple[Tensor, ...], rounding: bool = False) -> bool:
+def same_outputs(model: nn.Module, graph: nn.Module, inputs: tuple[Tensor, ...], within: float | None = None) -> bool:
     """Whether both give the same numbers on these inputs. What `model` raises is let through.
 
     Args:
-        rounding: whether sums may be taken in another order; then only the size of the difference counts, and only in
-            floats, since an index may change where two values are almost the same.
+        within: the size of the difference that is accepted, relative to the outputs' own, where the two are not meant
+            to compute the same to the bit; integers may then be others, as an index of two values that are almost
+            the same. None accepts next to nothing.
     """
     with torch.no_grad():
         expected = model(*(x.clone() for x in inputs))
@@ -71,32 +70,32 @@ def same_outputs(model: nn.Module, graph: nn.Module, inputs: tuple[Tensor, ...],
             given = graph.forward(*(x.clone() for x in inputs))  # a call of a graph prints its errors
         except Exception:  # such as an argument left out, which the recorded graph uses
             return False
-    return _same(given, expected, rounding)
+    return _same(given, expected, within)
 
 
-def _same(given: Any, expected: Any, rounding: bool) -> bool:
+def _same(given: Any, expected: Any, within: float | None) -> bool:
     if isinstance(expected, Tensor):
         if not isinstance(given, Tensor) or (given.shape, given.dtype) != (expected.shape, expected.dtype):
             return False
         if expected.numel() == 0:
             return True
         if not expected.is_floating_point():
-            return rounding or torch.equal(given, expected)
-        if rounding:
+            return within is not None or torch.equal(given, expected)
+        if within is not None:
             finite = torch.isfinite(expected)
             difference = torch.where(finite, given - expected, 0.0).double().norm()
             size = torch.where(finite, expected, 0.0).double().norm()
-            return bool(difference <= _ROUNDING.get(expected.dtype, 0.1) * size + 1e-12)
+            return bool(difference <= within * size + 1e-12)
         size = torch.nan_to_num(expected.float(), posinf=0.0, neginf=0.0).abs().max().item()
         return torch.allclose(given, expected, rtol=1e-3, atol=1e-4 * size, equal_nan=True)
     if type(given) is not type(expected):
         return False
     if isinstance(expected, Mapping):
-        return list(given) == list(expected) and all(_same(given[k], expected[k], rounding) for k in expected)
+        return list(given) == list(expected) and all(_same(given[k], expected[k], within) for k in expected)
     if isinstance(expected, list | tuple):
-        return len(given) == len(expected) and all(_same(g, e, rounding) for g, e in zip(given, expected, strict=True))
+        return len(given) == len(expected) and all(_same(g, e, within) for g, e in zip(given, expected, strict=True))
     if hasattr(expected, "__dict__"):
-        return _same(vars(given), vars(expected), rounding)
+        return _same(vars(given), vars(expected), within)
     return bool(given == expected)
 
 

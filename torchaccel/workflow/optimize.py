@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from torchaccel import measure
@@ -63,8 +62,8 @@ def optimize(
         example_inputs: a tuple of tensors, the batch first, of the shapes to be fast at; other batch sizes work too.
         sparsity: the pattern, the amount and the steps of pruning, or None.
         int8: `Int8Static`, `Int8Dynamic` or `Int8WeightOnly`, or None.
-        calibration: batches for `Int8Static`, each a tensor or a tuple whose first item is the input; without it the
-            example inputs serve, and the report says so.
+        calibration: batches for `Int8Static`, each a tensor or a tuple whose first items are the model's inputs;
+            without it the example inputs serve, and the report says so.
         evaluate: `evaluate(model) -> float`, higher is better; without it there is no accuracy gate.
         finetune: `finetune(model, step) -> None` trains the pruned model in place; the masks hold.
         max_drop: how much lower than before `evaluate` may end, in its own unit.
@@ -107,9 +106,8 @@ def optimize(
         notes.append(prepared.note)
     if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
-    candidates = _candidates(
-        prepared, int8, [example_inputs] if calibration is None else calibration, example_inputs[0].device, progress
-    )
+    batches = [example_inputs] if calibration is None else calibration
+    candidates = _candidates(prepared, int8, batches, example_inputs, progress)
     winners, choices = choose_layers(prepared, candidates, example_inputs, ChoiceCache(), progress)
 
     fast = assemble(prepared.dense, winners)
@@ -157,13 +155,13 @@ def _prune(
 
 
 def _candidates(
-    prepared: Prepared, int8: Int8 | None, batches: Iterable[object], device: torch.device, progress: Progress
+    prepared: Prepared, int8: Int8 | None, batches: Iterable[object], inputs: tuple[Tensor, ...], progress: Progress
 ) -> Candidates:
     """Each layer's other forms, the sparse one first."""
     ranges: dict[str, InputRange] = {}
     if isinstance(int8, Int8Static):
         with progress.step("calibrating", 1) as tick:
-            ranges = calibrate(prepared.dense, prepared.names, batches, int8)
+            ranges = calibrate(prepared.dense, prepared.names, batches, int8, len(inputs))
             tick()
     alternatives: dict[str, list[nn.Module]] = {}
     kept: dict[str, str] = {}
@@ -182,7 +180,7 @@ def _candidates(
                 reasons.append(f"kept dense: {error}")
                 continue
             module.fuse_activation(dense.activation)  # type: ignore[operator]
-            reason = served(module, device)
+            reason = served(module, inputs[0].device)
             if reason is None:
                 made.append(module)
             else:
