@@ -75,6 +75,22 @@ def test_activations(activation: nn.Module) -> None:
         torch.testing.assert_close(prepared.dense(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [nn.Linear(16, 24), nn.Conv2d(16, 24, 3, padding=1)])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "silu"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_dense_layers_are_packed_whatever_their_activation(kind: nn.Module, activation: str, residual: bool) -> None:
+    linear = isinstance(kind, nn.Linear)
+    layer = DenseLinear.from_float(kind) if linear else DenseConv2d.from_float(kind)
+    layer.fuse_activation(activation)
+    x = torch.randn(5, 16) if linear else torch.randn(2, 16, 6, 6)
+    added = torch.randn(5, 24) if linear else torch.randn(2, 24, 6, 6)
+    functions = {"none": lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+    with torch.no_grad():
+        expected = functions[activation](kind(x) + added if residual else kind(x))
+        torch.testing.assert_close(layer(x, added) if residual else layer(x), expected, rtol=1e-5, atol=1e-5)
+        assert residual or layer._packed is not None or not torch.backends.mkldnn.is_available()
+
+
 def test_an_untraceable_model_is_taken_layer_by_layer_and_said_so() -> None:
     model, x = Branching().eval(), torch.randn(2, 3, 8, 8)
     prepared = prepare(copy.deepcopy(model), (x,))

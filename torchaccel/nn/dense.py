@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
-_ONEDNN_NAMES = {"none": "none", "relu": "relu", "silu": "swish"}
+_ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 
 
 class _Dense(nn.Module):
@@ -53,7 +53,6 @@ class _Dense(nn.Module):
             x.device.type == "cpu"
             and x.dtype == torch.float32
             and x.numel() > 0
-            and self.activation in _ONEDNN_NAMES
             and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and torch.backends.mkldnn.is_available()
@@ -108,9 +107,9 @@ class DenseConv2d(_Dense, nn.Conv2d):
         geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
         if self._stale():
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
-        name = _ONEDNN_NAMES[self.activation]
+        name, algorithm = _ONEDNN[self.activation]
         if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, name, [], "")
+            return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, name, [], algorithm)
         if self.activation not in ("none", "relu"):  # oneDNN fuses no other activation after a sum
             y = torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, "none", [], "")
             return self._finish(y, residual)
@@ -151,8 +150,8 @@ class DenseLinear(_Dense, nn.Linear):
             return self._finish(super().forward(x), residual)
         if self._stale():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
-        name = _ONEDNN_NAMES[self.activation]
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], "")
+        name, algorithm = _ONEDNN[self.activation]
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], algorithm)
 
 
 def _plain(cls: Any, module: nn.Module) -> Any:
