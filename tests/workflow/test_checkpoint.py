@@ -16,6 +16,7 @@ from torchaccel.compress import calibrate, finalize_masks_, int8_module, pattern
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
 from torchaccel.workflow.checkpoint import KEY, read_metadata
+from torchaccel.workflow.forms import _channels_last
 
 INPUTS = (torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)),)
 
@@ -121,6 +122,21 @@ def test_bool_inputs_and_plain_tensors_come_back(traceable: bool, tmp_path: Path
     loaded = ta.load(tmp_path / "m.safetensors", lambda: _Masked(traceable))
     with torch.no_grad():
         assert torch.equal(loaded(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_dense_form_reloads_in_its_dtype_and_memory_format(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    model = _channels_last(settled(SmallNet()), dtype)
+    ta.save(model, tmp_path / "m.safetensors")
+    loaded = ta.load(tmp_path / "m.safetensors", SmallNet)
+    with torch.no_grad():
+        assert torch.equal(loaded(INPUTS[0]), model(INPUTS[0]))
+    with pytest.raises(ValueError, match="cast to 'int8'"):
+        ta.load(_edited(tmp_path / "m.safetensors", tmp_path / "bad", _wrong_cast), SmallNet)
+
+
+def _wrong_cast(metadata: dict, tensors: dict) -> None:
+    metadata["cast"]["dtype"] = "int8"
 
 
 def test_views_of_one_weight_are_stored(tmp_path: Path) -> None:

@@ -39,17 +39,21 @@ LAYERS: dict[str, type[nn.Module]] = {
     "sparse_conv2d": SparseConv2d,
     "sparse_int8_conv2d": SparseInt8Conv2d,
 }
+_CASTS = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _WORDS = {layer: word for word, layer in LAYERS.items()}
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """The module inside the forms that `optimize` may return (compiled, or cast to a memory format)."""
+def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The module inside the forms that `optimize` may return, and the dtype and memory format that it is cast to."""
+    cast = None
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, Cast):
+            dtype = None if model.dtype is None else str(model.dtype).removeprefix("torch.")
+            cast = {"dtype": dtype, "channels_last": model.channels_last}
             inner = model.model
         if inner is None:
-            return model
+            return model, cast
         model = inner
 
 
@@ -117,9 +121,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Equivalent to `safetensors.torch.save_file(model.state_dict(), path)`, with what `load` needs to know beside it.
     """
-    model = _bare(model)
+    model, cast = _bare(model)
     stored, aliases = _compact(model.state_dict())
-    metadata = json.dumps(_describe(model) | {"aliases": aliases})
+    metadata = json.dumps(_describe(model) | {"aliases": aliases, "cast": cast})
     with replacing(path) as temporary:
         save_file(stored, temporary, {KEY: metadata})
 
@@ -153,6 +157,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
                 raise ValueError(f"layer {name!r} is of the kind {layer['kind']!r}, accepted are {', '.join(LAYERS)}")
             dict(layer["config"])
         dict(metadata["aliases"]), list(metadata["inputs"])
+        if (cast := metadata.get("cast")) is not None and cast["dtype"] not in _CASTS:
+            raise ValueError(f"it is cast to {cast['dtype']!r}, accepted are {', '.join(map(str, _CASTS))}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"load: the metadata of {path} is not torchaccel's: {error}") from error
     return metadata
@@ -239,7 +245,16 @@ def load(
     for module in model.modules():
         if isinstance(module, QuantizeInt8):
             module.to(device)
-    return model.eval()
+    return _recast(model, metadata.get("cast")).eval()
+
+
+def _recast(model: nn.Module, cast: dict[str, Any] | None) -> nn.Module:
+    if cast is None:
+        return model
+    channels_last = bool(cast["channels_last"])
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Cast(model, _CASTS[cast["dtype"]], channels_last)
 
 
 def _constants(model: nn.Module) -> dict[str, Tensor]:
