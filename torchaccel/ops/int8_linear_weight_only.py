@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchaccel.ops import _check, _epilogue
@@ -12,10 +13,11 @@ OP = "int8_linear_weight_only"
 
 
 def _reference(x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    y = (x.reshape(-1, b.shape[1]) @ b.to(x.dtype).t()).to(torch.float32) * scale_b
+    # In float32: sums of unscaled int8 weights leave the range of float16.
+    y = F.linear(x.to(torch.float32), b.to(torch.float32)) * scale_b
     if bias is not None:
         y = y + bias
-    return _epilogue.activate(y, activation).to(x.dtype).reshape(*x.shape[:-1], b.shape[0])
+    return _epilogue.activate(y, activation).to(x.dtype)
 
 
 def _fake(x, b, scale_b, bias, activation):
