@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_a_model_accelerated_twice_reloads(build, config: object, tmp_path: Path
         loaded = ta.load(tmp_path / "model.safetensors", build)
         with torch.no_grad():
             assert torch.equal(loaded(x), fast(x))
+            assert torch.equal(pickle.loads(pickle.dumps(fast))(x), fast(x))
 
 
 def test_a_quantized_model_in_half_precision() -> None:

@@ -29,7 +29,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         UntraceableError: control flow that depends on values, or other Python that torch.fx cannot record.
     """
     if isinstance(model, fx.GraphModule):
-        return _positional(fx.GraphModule(model, _copy(model.graph), class_name=type(model).__name__))
+        return _plain(fx.GraphModule(model, _copy(model.graph), class_name=type(model).__name__))
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -37,12 +37,13 @@ def trace(model: nn.Module) -> fx.GraphModule:
         raise UntraceableError(
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         ) from error
-    return _positional(fx.GraphModule(tracer.root, graph, class_name=type(model).__name__))
+    return _plain(fx.GraphModule(tracer.root, graph, class_name=type(model).__name__))
 
 
-def _positional(graph: fx.GraphModule) -> fx.GraphModule:
-    """Layers called as `layer(input=x)` are called as `layer(x)`, in place."""
+def _plain(graph: fx.GraphModule) -> fx.GraphModule:
+    """Layers called as `layer(input=x)` are called as `layer(x)`, and annotations are dropped, in place."""
     for node in graph.graph.nodes:
+        node.type = None  # one that is a string cannot be pickled
         if node.op == "call_module" and not node.args and "input" in node.kwargs:
             kwargs = dict(node.kwargs)
             node.args, node.kwargs = (kwargs.pop("input"),), kwargs
