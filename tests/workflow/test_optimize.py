@@ -108,6 +108,15 @@ def test_an_accuracy_that_cannot_be_held_gives_the_dense_form(eager_only, monkey
     assert any("evaluate fell" in note for note in result.report.data["gates"]["notes"])
 
 
+def test_layers_are_reported_as_they_are_returned(eager_only, monkeypatch) -> None:
+    _times(monkeypatch, 2.0)
+    result = ta.optimize(settled(SmallNet()), X, sparsity=ta.Sparsity("1x4", 0.5), min_speedup=3.0)
+    assert not result.passed
+    assert all(layer["sparsity"] == 0 for layer in result.report.layers), "what is returned was not pruned"
+    assert all(layer["chosen"] == "dense float" and layer["speedup"] == 1.0 for layer in result.report.layers)
+    assert all("back to dense with the whole model, though int8" in x["reason"] for x in result.report.layers)
+
+
 def test_pruning_in_steps_calls_finetune_and_masks_hold(eager_only, monkeypatch) -> None:
     _times(monkeypatch, 2.0)
     steps: list[tuple[int, float]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from torchaccel import __version__
+from torchaccel.compress import sparsity_of
 from torchaccel.graph.cache import machine
 from torchaccel.graph.choose import Choice
 from torchaccel.measure import Comparison
@@ -102,7 +103,9 @@ def build_report(evidence: Evidence) -> Report:
             "batch_size": batch,
             "speedup": trials.speedup if passed else 1.0,
             "speedup_ci95": [trials.low, trials.high] if passed else [1.0, 1.0],
-            "layers": [asdict(choice) for choice in evidence.choices],
+            "layers": [
+                asdict(choice if passed else _gone_back(choice, evidence.original)) for choice in evidence.choices
+            ],
             "environment": environment(evidence.device),
             "forms": forms_table(evidence.forms),
             "gates": {
@@ -115,6 +118,17 @@ def build_report(evidence: Evidence) -> Report:
             "trials": {"baseline_ms": list(trials.baseline_ms), "optimized_ms": list(trials.candidate_ms)},
         }
     )
+
+
+def _gone_back(choice: Choice, original: nn.Module) -> Choice:
+    """A layer of the dense form, neither pruned nor quantized, that is returned in place of the optimized model."""
+    weight = getattr(original.get_submodule(choice.name), "weight", None)
+    if isinstance(weight, torch.Tensor):
+        choice = replace(choice, sparsity=sparsity_of(weight))
+    if choice.chosen == "dense float":
+        return choice
+    reason = f"back to dense with the whole model, though {choice.reason}"
+    return replace(choice, chosen="dense float", speedup=1.0, chosen_ms=choice.dense_ms, reason=reason)
 
 
 def _verdict(evidence: Evidence) -> str:
