@@ -8,9 +8,10 @@ namespace {
 Activation activation_of(const char* op, const std::string& name) {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
+  if (name == "relu6") return Activation::kRelu6;
   if (name == "gelu") return Activation::kGelu;
   if (name == "silu") return Activation::kSilu;
-  STD_TORCH_CHECK(false, op, ": activation is '", name, "', accepted are none, relu, gelu, silu");
+  STD_TORCH_CHECK(false, op, ": activation is '", name, "', accepted are none, relu, relu6, gelu, silu");
 }
 
 Type type_of(const char* op, const char* name, ScalarType dtype) {

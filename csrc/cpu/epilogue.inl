@@ -65,7 +65,9 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
   const F32 scale_b = f32_load_n(e.scale_b + channel, n);
   // Adding -0 changes nothing, not even a negative zero.
   const F32 bias = e.bias == nullptr ? f32_splat(-0.0f) : f32_load_n(e.bias + channel, n);
-  const F32 floor = f32_splat(e.activation == Activation::kRelu ? 0.0f : -__builtin_inff());
+  const bool rectified = e.activation == Activation::kRelu || e.activation == Activation::kRelu6;
+  const F32 floor = f32_splat(rectified ? 0.0f : -__builtin_inff());
+  const F32 ceiling = f32_splat(e.activation == Activation::kRelu6 ? 6.0f : __builtin_inff());
   const F32 inverse = f32_splat(e.inverse_scale_out);
   const I32 zero_point_out = i32_splat(clipped(e.zero_point_out));
   // Copies: a store of bytes might change what a reference leads to.
@@ -86,7 +88,7 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
       const int64_t at = (row + r) * channels + channel;
       F32 y = f32_add(f32_mul(f32_of(i32_sub(i32_load(acc + r * stride), shift)), scale), bias);
       if (kResidual != Type::kNone) y = f32_add(y, residual16<kResidual>(e, at, n));
-      y = f32_max(floor, y);
+      y = f32_min(ceiling, f32_max(floor, y));  // NaN as the second operand stays NaN
       if (smooth) y = activation == Activation::kGelu ? gelu(y) : silu(y);
       if (kOut == Type::kFloat32) {
         f32_store_n(static_cast<float*>(out) + at, y, n);

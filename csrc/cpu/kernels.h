@@ -6,7 +6,7 @@
 namespace torchaccel {
 
 enum class Type : int { kNone, kFloat32, kInt8, kUint8 };
-enum class Activation : int { kNone, kRelu, kGelu, kSilu };
+enum class Activation : int { kNone, kRelu, kRelu6, kGelu, kSilu };
 
 // Pixels (rows of the implicit matrix) that are gathered at once, and output channels of one unit of work.
 constexpr int64_t kPanelRows = 64;

@@ -66,7 +66,7 @@ def test_what_cannot_be_fused_is_left() -> None:
     assert prepared.dense.get_submodule("a").activation == "none"
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.GELU(approximate="tanh")])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.GELU(), nn.SiLU(), nn.GELU(approximate="tanh")])
 def test_activations(activation: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), activation, nn.Flatten(), nn.Linear(8 * 16, 8), activation).eval()
     x = torch.randn(3, 4, 6, 6)

@@ -56,7 +56,7 @@ def finish(
     scale_b: np.ndarray,
     bias: np.ndarray | None,
     residual: np.ndarray | None,
-    relu: bool,
+    relu: str,  # "none", "relu" or "relu6"
     out: tuple[np.dtype, np.ndarray, int] | None,  # dtype, scale, zero point
 ) -> np.ndarray:
     y = (acc - zero_point.astype(np.int64) * colsum).astype(F32)
@@ -65,8 +65,10 @@ def finish(
         y = y + bias.astype(F32)
     if residual is not None:
         y = y + residual.astype(F32)
-    if relu:
+    if relu != "none":
         y = np.maximum(y, F32(0))
+    if relu == "relu6":
+        y = np.minimum(y, F32(6))
     assert y.dtype == F32
     if out is None:
         return y

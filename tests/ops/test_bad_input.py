@@ -48,7 +48,7 @@ SHARED = [
     ({"scale_b": torch.ones(99)}, "scale_b has shape"),
     ({"zero_point": torch.zeros(7, dtype=torch.int32)}, "zero_point has shape"),
     ({"bias": torch.ones(1)}, "bias has shape"),
-    ({"activation": "swish"}, "'swish', accepted are none, relu, gelu, silu"),
+    ({"activation": "swish"}, "'swish', accepted are none, relu, relu6, gelu, silu"),
     ({"out_dtype": torch.float64}, "torch.float64"),
     ({"out_dtype": torch.int8}, "no scale_out"),
     ({"scale_out": torch.ones(1)}, "a scale_out"),

@@ -60,6 +60,7 @@ def strided(t: Tensor, how: str) -> Tensor:
 
 
 STRIDES = st.sampled_from(["contiguous", "offset", "gaps", "transposed"])
+RELU = st.sampled_from(["none", "relu", "relu6"])
 OUTPUTS = st.sampled_from([None, torch.int8, torch.uint8])
 
 
@@ -76,7 +77,7 @@ def output_arguments(out: torch.dtype | None, spread: float, zero_point: int) ->
 @CASES
 @given(
     m=st.integers(0, 33), n=st.integers(1, 40), k=st.integers(0, 70), dtype=INT8, how=STRIDES, per_row=st.booleans(),
-    bias=st.booleans(), relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
+    bias=st.booleans(), relu=RELU, out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_int8_linear(m, n, k, dtype, how, per_row, bias, relu, out, z, seed) -> None:
     g = generator(seed)
@@ -88,7 +89,7 @@ def test_int8_linear(m, n, k, dtype, how, per_row, bias, relu, out, z, seed) -> 
     arguments, expected_out = output_arguments(out, 73.0 * 73 * 0.25 * max(k, 1) ** 0.5, z)
     y = ops.int8_linear(
         strided(a, how), strided(b, how), scale_a, scale_b, zero_point, added,
-        activation="relu" if relu else "none", **arguments,
+        activation=relu, **arguments,
     )  # fmt: skip
     expected = oracle.finish(
         oracle.matmul(a.numpy(), b.numpy()), b.numpy().astype(np.int64).sum(1), zero_point.numpy()[:, None],
@@ -156,7 +157,7 @@ def assert_channels_last(y: Tensor) -> None:
 @given(
     geometry=geometries(groups=True), c=st.integers(1, 7), o=st.integers(1, 19), dtype=INT8, layout=LAYOUTS,
     per_image=st.booleans(), bias=st.booleans(), residual=st.sampled_from(["none", "float", "int8"]),
-    relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
+    relu=RELU, out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_int8_conv2d(geometry, c, o, dtype, layout, per_image, bias, residual, relu, out, z, seed) -> None:
     c, o = c * geometry["groups"], o * geometry["groups"]
@@ -177,7 +178,7 @@ def test_int8_conv2d(geometry, c, o, dtype, layout, per_image, bias, residual, r
         laid_out(a, layout), laid_out(b, layout), scale_a, scale_b, zero_point, added,
         None if carried is None else laid_out(carried, layout), **kinds, stride=geometry["stride"],
         padding=geometry["padding"], dilation=geometry["dilation"], groups=geometry["groups"],
-        activation="relu" if relu else "none", **arguments,
+        activation=relu, **arguments,
     )  # fmt: skip
     assert_channels_last(y)
     expected = conv_oracle(geometry, a, b, scale_a, scale_b, zero_point, added, real, relu, expected_out)
@@ -189,7 +190,7 @@ def test_int8_conv2d(geometry, c, o, dtype, layout, per_image, bias, residual, r
     geometry=geometries(groups=False), c=st.integers(1, 6), o=st.integers(1, 6),
     pattern=st.sampled_from(["1x4", "4x4"]), sparsity=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     dtype=INT8, layout=LAYOUTS, per_image=st.booleans(), bias=st.booleans(),
-    relu=st.booleans(), out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
+    relu=RELU, out=OUTPUTS, z=st.integers(0, 255), seed=st.integers(0, 2**31),
 )  # fmt: skip
 def test_sparse_int8_conv2d(
     geometry, c, o, pattern, sparsity, dtype, layout, per_image, bias, relu, out, z, seed
@@ -205,7 +206,7 @@ def test_sparse_int8_conv2d(
     y = ops.sparse_int8_conv2d(
         laid_out(a, layout), values, columns, row_offsets, geometry["kernel"], scale_a, scale_b, zero_point, added,
         stride=geometry["stride"], padding=geometry["padding"], dilation=geometry["dilation"],
-        activation="relu" if relu else "none", **arguments,
+        activation=relu, **arguments,
     )  # fmt: skip
     assert_channels_last(y)
     expected = conv_oracle(geometry, a, b, scale_a, scale_b, zero_point, added, None, relu, expected_out)

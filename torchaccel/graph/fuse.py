@@ -29,7 +29,7 @@ _OUT_OF_PLACE = (operator.add, torch.add, "add")
 _ADDITIONS = (*_OUT_OF_PLACE, operator.iadd, "add_")
 _ACTIVATIONS = {
     torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", "relu": "relu", "relu_": "relu",
-    F.gelu: "gelu", F.silu: "silu",
+    F.relu6: "relu6", F.gelu: "gelu", F.silu: "silu",
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ def _activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
         return None
     if isinstance(module, nn.ReLU):
         return "relu"
+    if isinstance(module, nn.ReLU6):
+        return "relu6"
     if isinstance(module, nn.SiLU):
         return "silu"
     if isinstance(module, nn.GELU):

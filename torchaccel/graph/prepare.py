@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense
+from torchaccel.graph.lift import lift
 from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
 from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
@@ -104,6 +105,7 @@ def _replaced(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collectio
 
 
 def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
+    lift(graph)
     note_values(graph, inputs)
     _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
     fold(graph)

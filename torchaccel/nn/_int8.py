@@ -26,7 +26,7 @@ class Int8Module(PackedModule):
     Args:
         out_channels: O, the number of scales.
         bias: whether there is one.
-        activation: "none", "relu", "gelu" or "silu", applied last.
+        activation: "none", "relu", "relu6", "gelu" or "silu", applied last.
         input: "static" (one scale, found by calibration) or "dynamic" (a scale per row or image, found at each call).
         input_dtype: "uint8" or "int8".
         output_dtype: "float32" (or the half type of the input), "int8" or "uint8" with a static scale.
@@ -95,7 +95,7 @@ class Int8Module(PackedModule):
         }
 
     def fuse_activation(self, name: str) -> None:
-        """Apply an activation ("relu", "gelu", "silu") as the last step, in the same pass."""
+        """Apply an activation ("relu", "relu6", "gelu", "silu") as the last step, in the same pass."""
         _check.known_activation(type(self).__name__, name)
         if self.activation != "none":
             _check.fail(

@@ -12,8 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
-_ONEDNN = {"none": ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
+_FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
+_ONEDNN: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "gelu": ("gelu", [], "none"),
+    "silu": ("swish", [], ""),
+}
 
 
 class _Dense(nn.Module):
@@ -34,7 +40,7 @@ class _Dense(nn.Module):
         return True
 
     def fuse_activation(self, activation: str) -> None:
-        """Apply `activation` ("none", "relu", "gelu" or "silu") after bias and residual."""
+        """Apply `activation` ("none", "relu", "relu6", "gelu" or "silu") after bias and residual."""
         self.activation = activation
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,7 +73,7 @@ class DenseConv2d(_Dense, nn.Conv2d):
     """`nn.Conv2d` with a fused residual and activation: `act(conv(x) + residual)`.
 
     Args:
-        Those of `nn.Conv2d`, and activation: "none", "relu", "gelu" or "silu".
+        Those of `nn.Conv2d`, and activation: "none", "relu", "relu6", "gelu" or "silu".
     """
 
     def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
@@ -107,9 +113,9 @@ class DenseConv2d(_Dense, nn.Conv2d):
         geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
         if self._stale():
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
-        name, algorithm = _ONEDNN[self.activation]
         if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, name, [], algorithm)
+            finish = _ONEDNN[self.activation]
+            return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, *finish)
         if self.activation not in ("none", "relu"):  # oneDNN fuses no other activation after a sum
             y = torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *geometry, "none", [], "")
             return self._finish(y, residual)
@@ -150,8 +156,7 @@ class DenseLinear(_Dense, nn.Linear):
             return self._finish(super().forward(x), residual)
         if self._stale():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
-        name, algorithm = _ONEDNN[self.activation]
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, *_ONEDNN[self.activation])
 
 
 def _plain(cls: Any, module: nn.Module) -> Any:

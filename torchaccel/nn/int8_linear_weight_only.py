@@ -19,7 +19,7 @@ class Int8LinearWeightOnly(PackedModule):
     Args:
         in_features, out_features: K and N.
         bias: whether there is one.
-        activation: "none", "relu", "gelu" or "silu".
+        activation: "none", "relu", "relu6", "gelu" or "silu".
 
     Shape: x [..., K] float32, float16 or bfloat16; returns [..., N] of the same dtype.
 
@@ -73,7 +73,7 @@ class Int8LinearWeightOnly(PackedModule):
         """Nothing is derived: the op reads the canonical weight."""
 
     def fuse_activation(self, name: str) -> None:
-        """Apply an activation ("relu", "gelu", "silu") as the last step, in the same pass."""
+        """Apply an activation ("relu", "relu6", "gelu", "silu") as the last step, in the same pass."""
         _check.known_activation("Int8LinearWeightOnly", name)
         if self.activation != "none":
             _check.fail(

@@ -22,7 +22,7 @@ class SparseConv2d(PackedModule):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, in integers; one group.
         bias: whether there is one.
-        activation: "none", "relu", "gelu" or "silu", applied last.
+        activation: "none", "relu", "relu6", "gelu" or "silu", applied last.
         pattern: "unstructured", "1x4", "4x4", "16x1" or "2:4".
         blocks: how many blocks are kept.
         dtype: of the weights: "float32", "float16" or "bfloat16".
@@ -120,7 +120,7 @@ class SparseConv2d(PackedModule):
         _blocks.check_state("SparseConv2d", state, self.grid[1])
 
     def fuse_activation(self, name: str) -> None:
-        """Apply an activation ("relu", "gelu", "silu") as the last step, in the same pass."""
+        """Apply an activation ("relu", "relu6", "gelu", "silu") as the last step, in the same pass."""
         _check.known_activation("SparseConv2d", name)
         if self.activation != "none":
             _check.fail("SparseConv2d", f"activation is already {self.activation!r}, cannot fuse {name!r} after it")

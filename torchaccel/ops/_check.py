@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("none", "relu", "gelu", "silu")
+ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INT8 = (torch.int8, torch.uint8)
 

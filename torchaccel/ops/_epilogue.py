@@ -11,6 +11,7 @@ from torch import Tensor
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu,
+    "relu6": lambda y: torch.clamp(torch.relu(y), max=6.0),
     "gelu": F.gelu,
     "silu": F.silu,
 }

@@ -118,7 +118,7 @@ def int8_conv2d(
         residual: [N, O, OH, OW] float32, or int8/uint8 with `scale_residual` [1] and `zero_point_residual` [1].
         stride, padding, dilation: two integers each (height, width).
         groups: as in `F.conv2d`.
-        activation: "none", "relu", "gelu" or "silu"; after the residual.
+        activation: "none", "relu", "relu6", "gelu" or "silu"; after the residual.
         out_dtype: float32, float16, bfloat16, int8 or uint8.
         scale_out, zero_point_out: [1] float32 and [1] int32, for an int8 `out_dtype` and only for it.
         colsum: [O] int32, `b.sum((1, 2, 3))`; computed where it is not given.

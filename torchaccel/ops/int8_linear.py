@@ -93,7 +93,7 @@ def int8_linear(
         scale_b: [N] float32.
         zero_point: [1] or [M] int32, of `a`; None is 0.
         bias: [N] float32.
-        activation: "none", "relu", "gelu" or "silu".
+        activation: "none", "relu", "relu6", "gelu" or "silu".
         out_dtype: float32, float16, bfloat16, int8 or uint8.
         scale_out, zero_point_out: [1] float32 and [1] int32, for an int8 `out_dtype` and only for it.
         colsum: [N] int32, `b.sum(1)`; computed where it is not given.

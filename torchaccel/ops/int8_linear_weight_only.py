@@ -36,7 +36,7 @@ def int8_linear_weight_only(
         x: [..., K] float32, float16 or bfloat16.
         b: [N, K] int8.
         scale_b: [N] float32; bias: [N] float32.
-        activation: "none", "relu", "gelu" or "silu".
+        activation: "none", "relu", "relu6", "gelu" or "silu".
 
     Returns:
         [..., N] of the dtype of `x`, contiguous.

@@ -71,7 +71,7 @@ def sparse_conv2d(
         kernel_size: (kh, kw).
         bias: [O]; residual: [N, O, OH, OW]; both of the dtype of `x`.
         stride, padding, dilation: two integers each (height, width).
-        activation: "none", "relu", "gelu" or "silu"; after the residual.
+        activation: "none", "relu", "relu6", "gelu" or "silu"; after the residual.
 
     Returns:
         [N, O, OH, OW] of the dtype of `x`, channels_last.
