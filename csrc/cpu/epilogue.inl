@@ -57,6 +57,12 @@ TORCHACCEL_INLINE F32 residual16(const Epilogue& e, int64_t at, int64_t n) {
   return f32_mul(f32_of(i32_sub(q, i32_splat(e.residual_zero_point))), f32_splat(e.residual_scale));
 }
 
+// What is left of an activation after the maximum with its floor.
+TORCHACCEL_INLINE F32 activate(Activation activation, F32 y) {
+  if (activation == Activation::kRelu6) return f32_min(f32_splat(6.0f), y);
+  return activation == Activation::kGelu ? gelu(y) : silu(y);
+}
+
 // acc [rows][stride], its 16 columns from `channel` on of which n exist; output rows from `row` on.
 template <Type kOut, Type kResidual>
 static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int64_t row, int64_t rows, int64_t channel,
@@ -67,12 +73,11 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
   const F32 bias = e.bias == nullptr ? f32_splat(-0.0f) : f32_load_n(e.bias + channel, n);
   const bool rectified = e.activation == Activation::kRelu || e.activation == Activation::kRelu6;
   const F32 floor = f32_splat(rectified ? 0.0f : -__builtin_inff());
-  const F32 ceiling = f32_splat(e.activation == Activation::kRelu6 ? 6.0f : __builtin_inff());
   const F32 inverse = f32_splat(e.inverse_scale_out);
   const I32 zero_point_out = i32_splat(clipped(e.zero_point_out));
   // Copies: a store of bytes might change what a reference leads to.
   const Activation activation = e.activation;
-  const bool smooth = activation == Activation::kGelu || activation == Activation::kSilu;
+  const bool further = activation != Activation::kNone && activation != Activation::kRelu;
   const int64_t channels = e.channels;
   void* const out = e.out;
   const bool single = e.scale_a_step == 0 && e.zero_point_step == 0;
@@ -88,8 +93,8 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
       const int64_t at = (row + r) * channels + channel;
       F32 y = f32_add(f32_mul(f32_of(i32_sub(i32_load(acc + r * stride), shift)), scale), bias);
       if (kResidual != Type::kNone) y = f32_add(y, residual16<kResidual>(e, at, n));
-      y = f32_min(ceiling, f32_max(floor, y));  // NaN as the second operand stays NaN
-      if (smooth) y = activation == Activation::kGelu ? gelu(y) : silu(y);
+      y = f32_max(floor, y);  // NaN as the second operand stays NaN
+      if (further) y = activate(activation, y);
       if (kOut == Type::kFloat32) {
         f32_store_n(static_cast<float*>(out) + at, y, n);
       } else if (kOut == Type::kInt8) {
