@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
 from pathlib import Path
 
@@ -15,15 +14,13 @@ import torchaccel as ta
 from tests.models import Branching, SmallNet, settled
 from torchaccel import measure
 
-module = importlib.import_module("torchaccel.workflow.accelerate")  # the package exports the function of the same name
-
 
 @pytest.fixture(autouse=True)
 def _all_are_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     faster = measure.Comparison(2.0, 2.0, 2.0, (2.0,), (1.0,))
     monkeypatch.setattr(measure, "compare", lambda dense, candidate, **_: (dense(), candidate(), faster)[2])
-    monkeypatch.setattr(module, "served", lambda layer, device: None)
+    monkeypatch.setattr("torchaccel.workflow.candidates.served", lambda layer, device: None)
 
 
 def _classifier() -> nn.Module:

@@ -14,7 +14,6 @@ from tests.models import SmallNet, settled
 from torchaccel import measure
 from torchaccel.workflow import forms
 
-module = importlib.import_module("torchaccel.workflow.optimize")  # the package exports the function of the same name
 IMAGES = (4, 3, 16, 16)
 
 
@@ -25,7 +24,7 @@ def _faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "_compiled", lambda model, **options: (_ for _ in ()).throw(RuntimeError("left out")))
     faster = measure.Comparison(2.0, 2.0, 2.0, (2.0,), (1.0,))
     monkeypatch.setattr(measure, "compare", lambda dense, candidate, **_: (dense(), candidate(), faster)[2])
-    monkeypatch.setattr(module, "served", lambda layer, device: None)
+    monkeypatch.setattr("torchaccel.workflow.candidates.served", lambda layer, device: None)
 
 
 class _Two(nn.Module):

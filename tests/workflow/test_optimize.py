@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 import torchaccel as ta
 from tests.models import Branching, SmallNet, settled
 from torchaccel import measure
-
-module = importlib.import_module("torchaccel.workflow.optimize")  # the package exports the function of the same name
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +36,7 @@ def _times(monkeypatch: pytest.MonkeyPatch, speedup: float) -> None:
         return measure.Comparison(speedup, speedup, speedup, (speedup,) * 9, (1.0,) * 9)
 
     monkeypatch.setattr(measure, "compare", compare)
-    monkeypatch.setattr(module, "served", lambda layer, device: None)
+    monkeypatch.setattr("torchaccel.workflow.candidates.served", lambda layer, device: None)
 
 
 def _agreement(reference: nn.Module):
@@ -136,6 +133,17 @@ def test_pruning_in_steps_calls_finetune_and_masks_hold(eager_only, monkeypatch)
     assert [zeros for _, zeros in steps] == pytest.approx([0.5, 0.75], abs=0.02)
     chosen = {layer["name"]: layer["chosen"] for layer in result.report.layers}
     assert chosen["block2.conv2"] == "int8 1x4 sparse" and chosen["stem.0"] == "int8"
+
+
+def test_without_int8_pruned_layers_run_sparse_in_float(eager_only, monkeypatch) -> None:
+    _times(monkeypatch, 2.0)
+    model = settled(SmallNet())
+    result = ta.optimize(model, X, sparsity=ta.Sparsity("1x4", 0.25), int8=None)
+    chosen = {layer["name"]: layer["chosen"] for layer in result.report.layers}
+    assert chosen["block2.conv2"] == "float 1x4 sparse" and chosen["stem.0"] == "dense float"
+    reasons = {layer["name"]: layer["reason"] for layer in result.report.layers}
+    assert reasons["stem.0"] == "kept dense: not pruned, not quantized"
+    assert any("outputs moved by" in note for note in result.report.data["gates"]["notes"])
 
 
 def test_an_untraceable_model_is_served_and_told(eager_only, monkeypatch) -> None:

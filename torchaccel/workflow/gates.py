@@ -15,18 +15,14 @@ from torchaccel.workflow.inputs import Evaluate, evaluated
 from torchaccel.workflow.progress import Progress
 
 
-def sensitivities(dense: nn.Module, winners: Mapping[str, nn.Module], inputs: tuple[Tensor, ...]) -> dict[str, float]:
-    """How far the model's output moves, relative to its size, when one layer alone is exchanged.
+def moved(reference: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """How far the outputs of two models are apart on `inputs`, relative to their size.
 
-    Equivalent to `(y - y_dense).norm() / y_dense.norm()`.
+    Equivalent to `(y - y_reference).norm() / y_reference.norm()`.
     """
     with measure.inference():
-        expected = _flat(dense(*inputs))
-        moved = {}
-        for name, module in winners.items():
-            given = _flat(assemble(dense, {name: module})(*inputs))
-            moved[name] = float((given - expected).norm() / expected.norm().clamp(min=1e-12))
-    return moved
+        expected, given = _flat(reference(*inputs)), _flat(model(*inputs))
+    return float((given - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 def _flat(outputs: object) -> Tensor:
@@ -55,8 +51,9 @@ def hold_accuracy(
         tick()
     if value >= at_least or not winners:
         return fast, choices, value, []
-    moved = sensitivities(dense, winners, inputs)
-    order = sorted(winners, key=lambda name: moved[name], reverse=True)
+    # How sensitive the model is to each layer: that layer alone exchanged.
+    shifts = {name: moved(dense, assemble(dense, {name: module}), inputs) for name, module in winners.items()}
+    order = sorted(winners, key=lambda name: shifts[name], reverse=True)
     back, group = 0, 1
     with progress.step("putting layers back", len(order)) as tick:
         while value < at_least and back < len(order):
@@ -69,7 +66,7 @@ def hold_accuracy(
     choices = [
         replace(
             choice, chosen="dense float", speedup=1.0, chosen_ms=choice.dense_ms,
-            reason=f"put back for accuracy: {choice.chosen} moved the output by {moved[choice.name]:.1%}",
+            reason=f"put back for accuracy: {choice.chosen} moved the output by {shifts[choice.name]:.1%}",
         )
         if choice.name in restored else choice
         for choice in choices

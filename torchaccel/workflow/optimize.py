@@ -10,33 +10,27 @@ from torch import Tensor, nn
 
 from torchaccel import measure
 from torchaccel.compress import (
-    Int8Dynamic,
     Int8Static,
-    Int8WeightOnly,
     Sparsity,
     calibrate,
     finalize_masks_,
-    int8_module,
-    pattern_of,
     sparsify_,
     why_kept,
 )
 from torchaccel.compress.configs import check_config
 from torchaccel.graph.cache import ChoiceCache
 from torchaccel.graph.connect import assemble
-from torchaccel.graph.fuse import layer_at
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.nn import InputRange
-from torchaccel.workflow.accelerate import Candidates, choose_layers, served
+from torchaccel.workflow.accelerate import choose_layers
 from torchaccel.workflow.benchmark import time_forms
+from torchaccel.workflow.candidates import Int8, candidates
 from torchaccel.workflow.evidence import Evidence, build_report
 from torchaccel.workflow.forms import Form
-from torchaccel.workflow.gates import hold_accuracy
+from torchaccel.workflow.gates import hold_accuracy, moved
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
 from torchaccel.workflow.progress import Progress
 from torchaccel.workflow.result import Result
-
-Int8 = Int8Static | Int8Dynamic | Int8WeightOnly
 
 
 def optimize(
@@ -107,8 +101,9 @@ def optimize(
     if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
     batches = [example_inputs] if calibration is None else calibration
-    candidates = _candidates(prepared, int8, batches, example_inputs, progress)
-    winners, choices = choose_layers(prepared, candidates, example_inputs, ChoiceCache(), progress)
+    ranges = _ranges(prepared, int8, batches, len(example_inputs), progress)
+    found = candidates(prepared, example_inputs[0].device, int8, ranges)
+    winners, choices = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
 
     fast = assemble(prepared.dense, winners)
     accuracy_passed: bool | None = None
@@ -120,6 +115,8 @@ def optimize(
         )
         accuracy_passed = after >= at_least
         notes.extend(restored)
+    else:
+        notes.append(f"outputs moved by {moved(original, fast, example_inputs):.2%} on the example inputs")
 
     fused = Form("folded and fused", prepared.dense, "the graph of torchaccel with every layer in dense float")
     with progress.step("timing dense forms", 1) as tick:
@@ -154,39 +151,13 @@ def _prune(
     finalize_masks_(model.eval())
 
 
-def _candidates(
-    prepared: Prepared, int8: Int8 | None, batches: Iterable[object], inputs: tuple[Tensor, ...], progress: Progress
-) -> Candidates:
-    """Each layer's other forms, the sparse one first."""
-    ranges: dict[str, InputRange] = {}
-    if isinstance(int8, Int8Static):
-        with progress.step("calibrating", 1) as tick:
-            ranges = calibrate(prepared.dense, prepared.names, batches, int8, len(inputs))
-            tick()
-    alternatives: dict[str, list[nn.Module]] = {}
-    kept: dict[str, str] = {}
-    for name in prepared.names:
-        dense = layer_at(prepared.dense, name)
-        pattern = pattern_of(dense.weight)
-        made: list[nn.Module] = []
-        reasons: list[str] = []
-        for form in (pattern, None) if pattern is not None else (None,):
-            if int8 is None:
-                reasons.append("kept dense: int8 was not asked for")
-                continue
-            try:
-                module = int8_module(dense.to_float(), int8, ranges.get(name), pattern=form)
-            except ValueError as error:
-                reasons.append(f"kept dense: {error}")
-                continue
-            module.fuse_activation(dense.activation)  # type: ignore[operator]
-            reason = served(module, inputs[0].device)
-            if reason is None:
-                made.append(module)
-            else:
-                reasons.append(reason)
-        if made:
-            alternatives[name] = made
-        else:
-            kept[name] = reasons[-1]
-    return Candidates(alternatives, kept)
+def _ranges(
+    prepared: Prepared, int8: Int8 | None, batches: Iterable[object], inputs: int, progress: Progress
+) -> dict[str, InputRange]:
+    """The range of each layer's input, where the kind of int8 needs one."""
+    if not isinstance(int8, Int8Static):
+        return {}
+    with progress.step("calibrating", 1) as tick:
+        ranges = calibrate(prepared.dense, prepared.names, batches, int8, inputs)
+        tick()
+    return ranges

@@ -1,0 +1,93 @@
+"""What each layer could run as, and where nothing else could, why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, int8_module, pattern_of
+from torchaccel.graph.fuse import Layer, layer_at
+from torchaccel.graph.prepare import Prepared
+from torchaccel.nn import InputRange, SparseConv2d
+from torchaccel.nn.dense import DenseConv2d
+from torchaccel.ops import has_kernel
+
+Int8 = Int8Static | Int8Dynamic | Int8WeightOnly
+Build = Callable[[], nn.Module]  # raises ValueError with the reason where it cannot
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Layer name -> modules that could serve there, and layer name -> why none could."""
+
+    alternatives: Mapping[str, Sequence[nn.Module]]
+    kept: Mapping[str, str]
+
+
+def served(module: nn.Module, device: torch.device) -> str | None:
+    """Why no native kernel would serve the layer on `device`, or None. A reference is never faster than dense."""
+    op = str(module.op)
+    return None if has_kernel(op, device) else f"no native kernel for {op} on {device} (see torchaccel doctor)"
+
+
+def _sparse_float(dense: Layer, pattern: str) -> nn.Module:
+    if not isinstance(dense, DenseConv2d):
+        raise ValueError("sparse kernels serve convolutions")
+    module = SparseConv2d.from_float(dense.to_float(), pattern)
+    module.fuse_activation(dense.activation)
+    return module
+
+
+def _int8(dense: Layer, int8: Int8, input_range: InputRange | None, pattern: str | None) -> nn.Module:
+    module = int8_module(dense.to_float(), int8, input_range, pattern=pattern)
+    module.fuse_activation(dense.activation)  # type: ignore[operator]
+    return module
+
+
+def _builds(
+    prepared: Prepared, name: str, int8: Int8 | None, ranges: Mapping[str, InputRange]
+) -> Iterator[Build | str]:
+    """The forms of one layer, the sparsest first, or why there is none."""
+    if name in prepared.given:
+        yield lambda: prepared.given[name]
+        return
+    dense = layer_at(prepared.dense, name)
+    pattern = pattern_of(dense.weight)
+    if int8 is not None:
+        for form in dict.fromkeys((pattern, None)):
+            yield partial(_int8, dense, int8, ranges.get(name), form)
+    elif pattern is not None:
+        yield partial(_sparse_float, dense, pattern)
+    else:
+        yield "not pruned, not quantized"
+
+
+def candidates(
+    prepared: Prepared, device: torch.device, int8: Int8 | None = None, ranges: Mapping[str, InputRange] | None = None
+) -> Candidates:
+    """Find each layer's other forms that a native kernel serves.
+
+    Args:
+        prepared: layers that came int8 or sparse are their own candidates; others are made from their float weights.
+        device: where they will run.
+        int8: how float layers are quantized, or None.
+        ranges: layer name -> the range of its input, for `Int8Static`.
+    """
+    alternatives: dict[str, list[nn.Module]] = {}
+    kept: dict[str, str] = {}
+    for name in prepared.names:
+        for build in _builds(prepared, name, int8, ranges or {}):
+            try:
+                module = build if isinstance(build, str) else build()
+            except ValueError as error:
+                module = str(error)
+            reason = module if isinstance(module, str) else served(module, device)
+            if isinstance(module, nn.Module) and reason is None:
+                alternatives.setdefault(name, []).append(module)
+            else:
+                kept[name] = f"kept dense: {reason}"
+    return Candidates(alternatives, {name: reason for name, reason in kept.items() if name not in alternatives})
