@@ -143,6 +143,8 @@ def test_quantize_int8_dynamic() -> None:
         ({"columns": torch.full((72,), 18, dtype=torch.int32)}, "columns reach from 18 to 18, accepted are 0 to 17"),
         ({"columns": torch.full((72,), -1, dtype=torch.int32)}, "columns reach from -1"),
         ({"columns": torch.zeros(72)}, "columns is torch.float32"),
+        ({"columns": torch.arange(72, dtype=torch.int32) % 18 // 2 * 2}, "columns go from 0 to 0 within a row"),
+        ({"columns": 17 - torch.arange(72, dtype=torch.int32) % 18}, "columns go from 17 to 16 within a row"),
         ({"columns": torch.zeros(9, dtype=torch.int32)}, "do not match"),
         (
             {"row_offsets": torch.tensor([0, 18, 36, 54, 99], dtype=torch.int32)},

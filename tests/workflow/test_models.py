@@ -69,3 +69,11 @@ def test_benchmark_leaves_each_modules_mode() -> None:
     before = [m.training for m in model.modules()]
     ta.benchmark(model, (torch.randn(IMAGES),), budget_s=0.01)
     assert [m.training for m in model.modules()] == before
+
+
+def test_a_dense_form_takes_the_same_calls_as_the_model() -> None:
+    model = settled(SmallNet()).double()
+    form, x = forms.Cast(model, torch.float64, channels_last=True), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert form(x).dtype == form(x=x).dtype == torch.float32
+        torch.testing.assert_close(form(x=x), model(x.double()).float())

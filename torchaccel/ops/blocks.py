@@ -84,3 +84,11 @@ def check(op: str, values: Tensor, columns: Tensor, row_offsets: Tensor, width: 
         _check.fail(
             op, f"columns reach from {int(columns.min())} to {int(columns.max())}, accepted are 0 to {width - 1}"
         )
+    rising = columns.diff() > 0
+    starts = row_offsets[1:-1].long()
+    rising[starts[(starts > 0) & (starts < columns.numel())] - 1] = True  # a new row may start lower
+    if not rising.all():
+        at = int((~rising).nonzero()[0])
+        _check.fail(
+            op, f"columns go from {int(columns[at])} to {int(columns[at + 1])} within a row, accepted is rising"
+        )

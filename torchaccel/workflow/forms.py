@@ -28,14 +28,17 @@ class Cast(nn.Module):
         super().__init__()
         self.model, self.dtype, self.channels_last = model, dtype, channels_last
 
-    def forward(self, *inputs: Tensor) -> object:
-        outputs = self.model(*(self._prepare(x) for x in inputs))
+    def forward(self, *inputs: object, **named: object) -> object:
+        given = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor)]
+        outputs = self.model(*map(self._prepare, inputs), **{name: self._prepare(x) for name, x in named.items()})
         if self.dtype is None:
             return outputs
-        back = next((x.dtype for x in inputs if x.is_floating_point()), torch.float32)
+        back = next((x.dtype for x in given if x.is_floating_point()), torch.float32)
         return torch.utils._pytree.tree_map_only(Tensor, lambda y: y.to(back) if y.is_floating_point() else y, outputs)
 
-    def _prepare(self, x: Tensor) -> Tensor:
+    def _prepare(self, x: object) -> object:
+        if not isinstance(x, Tensor):
+            return x
         if self.dtype is not None and x.is_floating_point():
             x = x.to(self.dtype)
         if self.channels_last and x.dim() == 4:
