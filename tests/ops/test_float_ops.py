@@ -13,7 +13,7 @@ from tests.ops.test_properties import geometries, laid_out, weights
 from torchaccel import ops, testing
 from torchaccel.ops import blocks
 
-CASES = settings(max_examples=300, deadline=None, derandomize=True)
+CASES = settings(max_examples=500, deadline=None, derandomize=True)
 FLOATS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 LAYOUTS = st.sampled_from(["nchw", "channels_last", "gaps"])
 
