@@ -11,6 +11,8 @@
 namespace torchaccel::cuda {
 
 __device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(int8_t x) { return static_cast<float>(x); }
+__device__ inline float to_float(uint8_t x) { return static_cast<float>(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 

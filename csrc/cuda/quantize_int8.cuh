@@ -10,11 +10,11 @@
 
 #include "launch.cuh"
 #include "numerics.cuh"
+#include "ptx.cuh"
 
 namespace torchaccel::cuda {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr int kInFlight = 4;
 constexpr int kPackBytes = 16;
 constexpr int64_t kMaxBlocks = int64_t{1} << 30;
@@ -83,24 +83,13 @@ __device__ inline Range reduce_warp(Range range) {
 
 // Every thread of the block gets the range of all; the first barrier keeps `shared` until its last readers are done.
 __device__ inline Range reduce_block(Range range) {
-  __shared__ float low[kThreads / kWarp], high[kThreads / kWarp];
-  __shared__ int finite[kThreads / kWarp];
+  auto* shared = reinterpret_cast<Range*>(ptx::shared_memory());  // one a warp
   range = reduce_warp(range);
   __syncthreads();
-  if (threadIdx.x % kWarp == 0) {
-    low[threadIdx.x / kWarp] = range.low;
-    high[threadIdx.x / kWarp] = range.high;
-    finite[threadIdx.x / kWarp] = range.finite;
-  }
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = range;
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kThreads / kWarp; ++i) {
-    Range other;
-    other.low = low[i];
-    other.high = high[i];
-    other.finite = finite[i];
-    range.add(other);
-  }
+  for (int i = 0; i < kThreads / kWarp; ++i) range.add(shared[i]);
   return range;
 }
 
@@ -174,8 +163,8 @@ void quantize_tensor(const T* x, Q* q, const float* scale, const int32_t* zero_p
   const bool wide = aligned(x, kPackBytes) && aligned(q, kWidth);
   const int64_t packs = wide ? ceil_div(n, kWidth) : n;
   const int64_t blocks = std::min(ceil_div(packs, kThreads * kInFlight), kMaxBlocks);
-  launch(wide ? quantize_tensor_kernel<T, Q, kWidth> : quantize_tensor_kernel<T, Q, 1>, blocks, kThreads, stream, x, q,
-         scale, zero_point, n);
+  launch(wide ? quantize_tensor_kernel<T, Q, kWidth> : quantize_tensor_kernel<T, Q, 1>, blocks, kThreads, 0, stream, x,
+         q, scale, zero_point, n);
 }
 
 template <typename T, typename Q>
@@ -191,7 +180,8 @@ void quantize_rows(const T* x, Q* q, float* scale, int32_t* zero_point, int64_t 
     kernel = quantize_rows_kernel<T, Q, kThreads, kBlockHeld, kWidth>;
   }
   const int64_t blocks = std::min(narrow_team ? ceil_div(rows, kThreads / kWarp) : rows, kMaxBlocks);
-  launch(kernel, blocks, kThreads, stream, x, q, scale, zero_point, rows, k);
+  launch(kernel, blocks, kThreads, narrow_team ? 0 : kThreads / kWarp * static_cast<int>(sizeof(Range)), stream, x, q,
+         scale, zero_point, rows, k);
 }
 
 }  // namespace torchaccel::cuda
