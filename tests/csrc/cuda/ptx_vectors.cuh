@@ -1,0 +1,160 @@
+// One warp for each function of ptx.cuh: words in, the instruction, words out. Compiled by nvcc for a GPU and by g++
+// for the emulator; ptx_vectors.py makes the inputs and says what must come out. Free of torch headers.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+
+#include "launch.cuh"
+#include "ptx.cuh"
+
+namespace torchaccel::cuda::vectors {
+
+constexpr int kLanes = 32;
+
+// Words in the order of the instruction's operands, last the one that it adds to. Sums are words of bits here.
+template <typename X>
+struct Mma {
+  static constexpr int kIn = 10, kOut = 4, kShared = 0;
+  __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
+    const uint32_t a[4] = {in[0], in[1], in[2], in[3]}, b[2] = {in[4], in[5]};
+    typename ptx::Sum<X>::type d[4];
+    memcpy(d, in + 6, sizeof(d));
+    ptx::mma<X>(d, a, b);
+    memcpy(out, d, sizeof(d));
+  }
+};
+
+template <typename X, int kSelector>
+struct MmaSp {
+  static constexpr int kIn = 13, kOut = 4, kShared = 0;
+  __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
+    const uint32_t a[4] = {in[0], in[1], in[2], in[3]}, b[4] = {in[4], in[5], in[6], in[7]};
+    typename ptx::Sum<X>::type d[4];
+    memcpy(d, in + 9, sizeof(d));
+    ptx::mma_sp<X, kSelector>(d, a, b, in[8]);
+    memcpy(out, d, sizeof(d));
+  }
+};
+
+template <typename X>
+struct Dp4a {
+  static constexpr int kIn = 3, kOut = 1, kShared = 0;
+  __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
+    out[0] = static_cast<uint32_t>(ptx::dp4a<X>(in[0], in[1], static_cast<int32_t>(in[2])));
+  }
+};
+
+// Lane i writes 16 bytes to row i of shared memory, and gives the address of row in[4].
+template <int kMatrices>
+struct Ldmatrix {
+  static constexpr int kIn = 5, kOut = kMatrices, kShared = kLanes * 16;
+  __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
+    uint32_t* shared = reinterpret_cast<uint32_t*>(ptx::shared_memory());
+    for (int i = 0; i < 4; ++i) shared[threadIdx.x * 4 + i] = in[i];
+    __syncthreads();
+    if constexpr (kMatrices == 4) {
+      ptx::ldmatrix_x4(out, shared + in[4] * 4);
+    } else {
+      ptx::ldmatrix_x2(out, shared + in[4] * 4);
+    }
+  }
+};
+
+// Copies two groups of kBytes a lane, and reads what the neighbour copied: the first after a wait that leaves one group
+// under way, the second after the last wait. It takes the words from global memory itself.
+template <int kBytes>
+struct CpAsync {
+  static constexpr int kWords = kBytes / 4, kIn = 2 * kWords, kOut = 2 * kWords, kShared = kLanes * 2 * kBytes;
+  __device__ static void run(const uint32_t* in, uint32_t (&out)[kOut]) {
+    uint32_t* shared = reinterpret_cast<uint32_t*>(ptx::shared_memory());
+    const int lane = static_cast<int>(threadIdx.x);
+    for (int group = 0; group < 2; ++group) {
+      ptx::cp_async<kBytes>(shared + (group * kLanes + lane) * kWords, in + (lane * 2 + group) * kWords);
+      ptx::cp_async_commit();
+    }
+    ptx::cp_async_wait<1>();
+    __syncthreads();
+    read(shared, lane ^ 1, out);
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    read(shared + kLanes * kWords, lane ^ 1, out + kWords);
+  }
+
+  __device__ static void read(const uint32_t* shared, int lane, uint32_t* out) {
+    for (int i = 0; i < kWords; ++i) out[i] = shared[lane * kWords + i];
+  }
+};
+
+struct LoadOnce {
+  static constexpr int kIn = 4, kOut = 4, kShared = 0;
+  __device__ static void run(const uint32_t* in, uint32_t (&out)[kOut]) {
+    const uint4 v = ptx::load_once(in + threadIdx.x * kIn);
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+  }
+};
+
+template <typename Instruction>
+constexpr bool kFromGlobal = false;
+template <int kBytes>
+constexpr bool kFromGlobal<CpAsync<kBytes>> = true;
+template <>
+constexpr bool kFromGlobal<LoadOnce> = true;
+
+// in: [32, kIn] words, out: [32, kOut] words.
+template <typename Instruction>
+__global__ void vector_kernel(const uint32_t* in, uint32_t* out) {
+  uint32_t given[Instruction::kOut];
+  if constexpr (kFromGlobal<Instruction>) {
+    Instruction::run(in, given);
+  } else {
+    uint32_t words[Instruction::kIn];
+    for (int i = 0; i < Instruction::kIn; ++i) words[i] = in[threadIdx.x * Instruction::kIn + i];
+    Instruction::run(words, given);
+  }
+  for (int i = 0; i < Instruction::kOut; ++i) out[threadIdx.x * Instruction::kOut + i] = given[i];
+}
+
+struct Vector {
+  const char* name;
+  int in_words, out_words;  // of one lane
+  void (*run)(const uint32_t* in, uint32_t* out);
+};
+
+template <typename Instruction>
+Vector vector(const char* name) {
+  return {name, Instruction::kIn, Instruction::kOut, [](const uint32_t* in, uint32_t* out) {
+            launch(vector_kernel<Instruction>, 1, kLanes, Instruction::kShared, nullptr, in, out);
+          }};
+}
+
+inline const Vector* find(const char* name) {
+  static const Vector all[] = {
+      vector<Mma<int8_t>>("mma int8"),
+      vector<Mma<uint8_t>>("mma uint8"),
+      vector<Mma<__half>>("mma float16"),
+      vector<Mma<__nv_bfloat16>>("mma bfloat16"),
+      vector<MmaSp<int8_t, 0>>("mma_sp int8"),
+      vector<MmaSp<uint8_t, 0>>("mma_sp uint8"),
+      vector<MmaSp<__half, 0>>("mma_sp float16, selector 0"),
+      vector<MmaSp<__half, 1>>("mma_sp float16, selector 1"),
+      vector<MmaSp<__nv_bfloat16, 0>>("mma_sp bfloat16, selector 0"),
+      vector<MmaSp<__nv_bfloat16, 1>>("mma_sp bfloat16, selector 1"),
+      vector<Dp4a<int8_t>>("dp4a int8"),
+      vector<Dp4a<uint8_t>>("dp4a uint8"),
+      vector<Ldmatrix<4>>("ldmatrix_x4"),
+      vector<Ldmatrix<2>>("ldmatrix_x2"),
+      vector<CpAsync<4>>("cp_async 4"),
+      vector<CpAsync<8>>("cp_async 8"),
+      vector<CpAsync<16>>("cp_async 16"),
+      vector<LoadOnce>("load_once"),
+  };
+  for (const Vector& each : all) {
+    if (std::strcmp(each.name, name) == 0) return &each;
+  }
+  return nullptr;
+}
+
+}  // namespace torchaccel::cuda::vectors
