@@ -6,11 +6,13 @@ ARGS ?=
 
 BIN := .venv/bin
 CUDA_LIBRARY := build/cuda/libtorchaccel_cuda.so
+CUDA_VECTORS := build/cuda/libptx_vectors.so
+NVCC := $(if $(CUDA_HOME),$(CUDA_HOME)/bin/nvcc,nvcc)
 SOURCES := $(shell find csrc _build -type f -not -name '*.pyc') setup.py
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint cuda gpu-check install clean
+.PHONY: demo test bench lint cuda cuda-vectors sass gpu-check install clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.mnist
@@ -31,8 +33,15 @@ lint: .venv/.lint
 	clang-format --dry-run -Werror $(CXX_SOURCES)
 
 # Every .cu, beside any torch, also one without CUDA; the library runs on another machine (see CONTRIBUTING.md).
-cuda: .venv/.packages
+cuda: .venv/.packages cuda-vectors
 	python _build/cuda_library.py build/cuda
+
+# Each PTX wrapper in a kernel of its own, for gpu-check to hold against its recorded outputs.
+cuda-vectors: $(CUDA_VECTORS)
+
+# The machine code: matrix instructions, wide loads, no spills.
+sass: cuda .venv/.installed
+	python -m pytest tests/csrc/cuda/test_sass.py $(ARGS)
 
 # On a machine with a GPU; .venv's Python where there is one, else PYTHON, which then needs a torch with CUDA.
 gpu-check:
@@ -41,6 +50,12 @@ gpu-check:
 
 clean:
 	rm -rf build dist .venv demo-out torchaccel/_cpu.so torchaccel/_cuda.so torchaccel/_build_info.json
+
+$(CUDA_VECTORS): tests/csrc/cuda/ptx_vectors.cu tests/csrc/cuda/ptx_vectors.cuh csrc/cuda/ptx.cuh csrc/cuda/launch.cuh
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -shared -Xcompiler=-fPIC,-fvisibility=hidden -cudart static -Icsrc/cuda \
+	  -gencode arch=compute_80,code=sm_80 -gencode 'arch=compute_89,code=[sm_89,compute_89]' \
+	  -gencode arch=compute_90a,code=sm_90a $< -o $@
 
 # Stamps: a second call does only what a change asks for.
 .venv/.created:

@@ -1,0 +1,136 @@
+"""The machine code is what the sources mean: matrix instructions, wide loads, no spills. It needs nvcc, not a GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sass
+
+ROOT = Path(__file__).parents[3]
+LIBRARY = ROOT / "build/cuda/libtorchaccel_cuda.so"
+VECTORS = ROOT / "build/cuda/libptx_vectors.so"
+ARCHITECTURES = {"sm_80", "sm_90a"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What kernels whose name starts so must hold: opcodes anywhere, opcodes in the loop around the products.
+
+    `stack` is the budget for spills and local arrays, in bytes a thread.
+    """
+
+    kernels: str
+    has: tuple[str, ...] = ()
+    in_main_loop: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    stack: int = 0
+
+
+# The first rule whose pattern is found in a kernel's name is the kernel's; each kernel needs one.
+RULES = (
+    Rule(r"quantize_rows_kernel<.*, (32|256), [1-9]\d*, \d+>", has=(r"LDG\.E\.128",), lacks=(r"LDG\.E\.U16",)),
+    Rule(r"quantize_rows_kernel<.*, 0, \d+>"),  # what does not fit registers, or is not aligned
+    Rule(r"quantize_tensor_kernel<.*, (4|8)>", has=(r"LDG\.E\.128",)),
+    Rule(r"quantize_tensor_kernel<.*, 1>"),
+)
+VECTOR_RULES = (
+    Rule(r"Mma<signed char>", has=(r"IMMA\.16832\.S8\.S8",)),
+    Rule(r"Mma<unsigned char>", has=(r"IMMA\.16832\.S8\.U8",)),
+    Rule(r"Mma<__half>", has=(r"HMMA\.16816\.F32$",)),
+    Rule(r"Mma<__nv_bfloat16>", has=(r"HMMA\.16816\.F32\.BF16",)),
+    Rule(r"MmaSp<signed char, 0>", has=(r"IMMA\.SP\.16864\.S8\.S8",)),
+    Rule(r"MmaSp<unsigned char, 0>", has=(r"IMMA\.SP\.16864\.S8\.U8",)),
+    Rule(r"MmaSp<__half, [01]>", has=(r"HMMA\.SP\.16832\.F32$",)),
+    Rule(r"MmaSp<__nv_bfloat16, [01]>", has=(r"HMMA\.SP\.16832\.F32\.BF16",)),
+    Rule(r"Dp4a<signed char>", has=(r"IDP\.4A\.S8\.S8",)),
+    Rule(r"Dp4a<unsigned char>", has=(r"IDP\.4A\.U8\.S8",)),
+    Rule(r"Ldmatrix<4>", has=(r"LDSM\.16\.M88\.4",)),
+    Rule(r"Ldmatrix<2>", has=(r"LDSM\.16\.M88\.2",)),
+    Rule(r"CpAsync<16>", has=(r"LDGSTS\.E\.BYPASS\.128",)),
+    Rule(r"CpAsync<8>", has=(r"LDGSTS\.E\.64",)),
+    Rule(r"CpAsync<4>", has=(r"LDGSTS\.E$",)),
+    Rule(r"LoadOnce", has=(r"LDG\.E\.NA\.128\.CONSTANT",)),
+)
+
+
+@cache
+def compiled(library: Path) -> list[sass.Kernel]:
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built; `make sass` builds it, which needs nvcc, and runs this test")
+    return sass.kernels(library)
+
+
+def broken(kernel: sass.Kernel, rule: Rule) -> list[str]:
+    """What the kernel has and should not, or lacks."""
+    found = [f"no {pattern}" for pattern in rule.has if not kernel.count(pattern)]
+    found += [f"no {pattern} in the main loop" for pattern in rule.in_main_loop if not kernel.in_main_loop(pattern)]
+    found += [f"{kernel.count(pattern)} x {pattern}" for pattern in rule.lacks if kernel.count(pattern)]
+    if kernel.stack > rule.stack:
+        found.append(f"{kernel.stack} bytes of stack for a budget of {rule.stack}")
+    if rule.stack == 0 and kernel.count(r"STL|LDL"):
+        found.append(f"{kernel.count('STL|LDL')} accesses of local memory")
+    if kernel.registers > 255:
+        found.append(f"{kernel.registers} registers")
+    return found
+
+
+def check(kernels: list[sass.Kernel], rules: tuple[Rule, ...]) -> None:
+    problems, used = [], set()
+    for kernel in kernels:
+        rule = next((rule for rule in rules if re.search(rule.kernels, kernel.name)), None)
+        if rule is None:
+            problems.append(f"{kernel.name}: no rule of this test's table covers it")
+            continue
+        used.add(rule)
+        problems += [f"{kernel.architecture} {kernel.name}: {problem}" for problem in broken(kernel, rule)]
+    problems += [f"no kernel has a name like {rule.kernels}" for rule in rules if rule not in used]
+    assert not problems, "\n".join(problems)
+
+
+def test_each_kernel_of_the_library_is_compiled_as_meant() -> None:
+    kernels = compiled(LIBRARY)
+    assert {kernel.architecture for kernel in kernels} >= ARCHITECTURES
+    check(kernels, RULES)
+
+
+def test_each_ptx_wrapper_is_its_instruction() -> None:
+    kernels = compiled(VECTORS)
+    assert {kernel.architecture for kernel in kernels} >= ARCHITECTURES
+    check(kernels, VECTOR_RULES)
+
+
+def kernel(*code: tuple[int, str, str], stack: int = 0) -> sass.Kernel:
+    return sass.Kernel("k", "sm_80", 32, stack, tuple(sass.Instruction(*each) for each in code))
+
+
+def test_the_main_loop_is_the_one_around_the_products() -> None:
+    made = kernel(
+        (0x00, "LDG.E", " R0"),
+        (0x10, "LDSM.16.M88.4", " R0"),
+        (0x20, "IMMA.16832.S8.S8", " R0"),
+        (0x30, "BRA", " 0x10 "),
+        (0x40, "STG.E", " R0"),
+        (0x50, "BRA", " 0x0 "),
+        (0x60, "BRA", " 0x60"),
+    )
+    assert made.in_main_loop(r"LDSM") == made.in_main_loop(r"IMMA") == 1
+    assert made.in_main_loop(r"LDG") == made.in_main_loop(r"STG") == 0
+    assert kernel((0, "IMMA.16832.S8.S8", "")).in_main_loop("IMMA") == 0
+
+
+def test_what_is_wrong_is_named() -> None:
+    made = kernel((0, "LDG.E", ""), (0x10, "STL", ""), stack=8)
+    assert broken(made, Rule("k", has=("IMMA",), in_main_loop=("LDSM",), lacks=("LDG",))) == [
+        "no IMMA",
+        "no LDSM in the main loop",
+        "1 x LDG",
+        "8 bytes of stack for a budget of 0",
+        "1 accesses of local memory",
+    ]
+    assert not broken(made, Rule("k", has=("LDG",), stack=8))
+    with pytest.raises(AssertionError, match=r"no rule(.|\n)*no kernel has a name like x"):
+        check([made], (Rule("x"),))
