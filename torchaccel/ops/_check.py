@@ -74,6 +74,11 @@ def epilogue(
     sizes(op, "zero_point", zero_point, (1,), (rows,))
     sizes(op, "bias", bias, (n,))
     known_activation(op, activation)
+    output(op, out_dtype, scale_out, zero_point_out)
+
+
+def output(op: str, out_dtype: torch.dtype, scale_out: Tensor | None, zero_point_out: Tensor | None) -> None:
+    """A float type as it is, int8 and uint8 with their scale."""
     dtype_in(op, "out_dtype", out_dtype, FLOATS + INT8)
     if (scale_out is not None) != (out_dtype in INT8):
         given = "no scale_out" if scale_out is None else "a scale_out"
