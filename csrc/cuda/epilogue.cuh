@@ -13,10 +13,10 @@ enum class Activation : int { kNone, kRelu, kRelu6, kGelu, kSilu };
 
 struct Epilogue {
   const int32_t* colsum = nullptr;      // [channels]; with zero_point
-  const int32_t* zero_point = nullptr;  // as scale_a; null is 0
-  const float* scale_a = nullptr;       // one for each `rows_a` rows; null is 1
+  const int32_t* zero_point = nullptr;  // one for each `zero_rows` rows; null is 0
+  const float* scale_a = nullptr;       // one for each `scale_rows` rows; null is 1
   const float* scale_b = nullptr;       // [channels]; null is 1
-  int rows_a = 0;                       // 0: one for all rows
+  int zero_rows = 0, scale_rows = 0;    // 0: one for all rows
   const void* bias = nullptr;           // [channels] or null
   Type bias_type = Type::kFloat32;
   const void* residual = nullptr;  // [rows, channels] or null
@@ -128,9 +128,9 @@ __device__ inline float centred(float sum, int32_t, int32_t) { return sum; }
 // Finishes and stores the sums of one row and the channels of `c`.
 template <typename S, int kWidth>
 __device__ inline void finish(const Epilogue& e, const S (&sums)[kWidth], int row, const ChannelTerms<kWidth>& c) {
-  const int group = e.rows_a == 0 ? 0 : (e.rows_a == 1 ? row : row / e.rows_a);
-  const float scale_a = e.scale_a != nullptr ? e.scale_a[group] : 1.0f;
-  const int32_t zero_point = e.zero_point != nullptr ? e.zero_point[group] : 0;
+  const auto group = [row](int rows) { return rows == 0 ? 0 : (rows == 1 ? row : row / rows); };
+  const float scale_a = e.scale_a != nullptr ? e.scale_a[group(e.scale_rows)] : 1.0f;
+  const int32_t zero_point = e.zero_point != nullptr ? e.zero_point[group(e.zero_rows)] : 0;
   const int64_t index = static_cast<int64_t>(row) * e.channels + c.channel;
   float y[kWidth];
 #pragma unroll

@@ -1,0 +1,186 @@
+// The activations of a product: where 16 bytes of row p at byte k of K lie. Free of torch headers.
+//
+// A row is a matrix row, or an output pixel of a convolution over an NHWC tensor (implicit im2col: K is kh, kw, C with
+// C innermost, the rows are N, OH, OW). Bytes past K or past the rows read as anything, since the weights hold zeros
+// there and nothing is stored; padding reads as the zero point.
+#pragma once
+
+#include <type_traits>
+
+#include "launch.cuh"
+#include "numerics.cuh"
+#include "ptx.cuh"
+
+namespace torchaccel::cuda {
+
+// n / divisor for 0 <= n < 2^31 by a multiplication.
+struct Divider {
+  uint32_t divisor = 1, multiplier = 1, shift = 0;
+
+  Divider() = default;
+  explicit Divider(uint32_t d) : divisor(d) {
+    while ((uint64_t{1} << shift) < d) ++shift;
+    multiplier = static_cast<uint32_t>((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d) / d + 1);
+  }
+
+  __device__ int divide(int n) const {
+    const auto wide = static_cast<uint32_t>(n);
+    return static_cast<int>((__umulhi(wide, multiplier) + wide) >> shift);
+  }
+};
+
+// x: [rows, k bytes], rows `pitch` bytes apart.
+struct Matrix {
+  const uint8_t* x;
+  int64_t pitch;
+  int rows, k;
+
+  struct Row {
+    const uint8_t* start;  // null past the last row
+    static constexpr uint32_t fill = 0;
+  };
+  struct Place {
+    int k;
+  };
+
+  __device__ Row row(int p) const { return {p < rows ? x + p * pitch : nullptr}; }
+  __device__ Place place(int at) const { return {at}; }
+
+  // Null where there is nothing to read.
+  __device__ const uint8_t* address(const Row& row, const Place& place) const {
+    return row.start != nullptr && place.k < k ? row.start + place.k : nullptr;
+  }
+};
+
+// x: [N, H, W, C] of `channels` bytes a pixel; rows = N * OH * OW, k = kh * kw * channels.
+struct Image {
+  const uint8_t* x;
+  int rows, k;
+  int height, width, channels;
+  int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  Divider by_image, by_width, by_channels, by_kernel_width;  // OH * OW, OW, channels, kw
+  const int32_t* zero_point;                                 // of each image where `per_image`, else of all; null is 0
+  bool per_image;
+
+  struct Row {
+    const uint8_t* image;  // null past the last row
+    int y, x;              // of the first tap
+    uint32_t fill;         // the zero point in four bytes
+  };
+  struct Place {
+    int y, x, c;  // of the tap, relative to the first; y < 0: past K
+  };
+
+  __device__ Row row(int p) const {
+    if (p >= rows) return {nullptr, 0, 0, 0};
+    const int n = by_image.divide(p);
+    const int pixel = p - n * static_cast<int>(by_image.divisor);
+    const int oy = by_width.divide(pixel);
+    const int ox = pixel - oy * static_cast<int>(by_width.divisor);
+    const int32_t zero = zero_point != nullptr ? zero_point[per_image ? n : 0] : 0;
+    return {x + static_cast<int64_t>(n) * height * width * channels, oy * stride_h - padding_h,
+            ox * stride_w - padding_w, static_cast<uint32_t>(zero & 0xff) * 0x01010101u};
+  }
+
+  __device__ Place place(int at) const {
+    if (at >= k) return {-1, 0, 0};
+    const int tap = by_channels.divide(at);
+    const int ky = by_kernel_width.divide(tap);
+    const int kx = tap - ky * static_cast<int>(by_kernel_width.divisor);
+    return {ky * dilation_h, kx * dilation_w, at - tap * channels};
+  }
+
+  __device__ const uint8_t* address(const Row& row, const Place& place) const {
+    const int iy = row.y + place.y, ix = row.x + place.x;
+    const bool inside = row.image != nullptr && place.y >= 0 &&
+                        static_cast<unsigned>(iy) < static_cast<unsigned>(height) &&
+                        static_cast<unsigned>(ix) < static_cast<unsigned>(width);
+    return inside ? row.image + (static_cast<int64_t>(iy) * width + ix) * channels + place.c : nullptr;
+  }
+};
+
+// Where the 16-byte chunk `chunk` of row `row` lies in a tile of kBytes (64 or 128) a row: eight rows of one chunk,
+// which ldmatrix reads at once, lie in eight different groups of banks.
+template <int kBytes>
+__device__ inline int swizzled(int row, int chunk) {
+  static_assert(kBytes == 64 || kBytes == 128, "rows of 4 or 8 chunks");
+  return row * kBytes + (kBytes == 64 ? chunk ^ (row >> 1 & 3) : chunk ^ (row & 7)) * 16;
+}
+
+// The copying of [kRows, kBytes of K] into shared memory by kThreads threads, in pieces of kPiece bytes: 16 and 4 copy
+// asynchronously; 1 and 2, for what is not aligned, by way of registers. The places of a piece's rows never change, so
+// they are found once.
+template <typename Operand, int kRows, int kBytes, int kThreads, int kPiece>
+class OperandTile {
+  static constexpr int kChunks = kBytes / 16;  // of a row
+  static constexpr int kStep = kThreads / kChunks;
+  static constexpr int kMine = kRows > kStep ? kRows / kStep : 1;
+  static_assert(kThreads % kChunks == 0 && (kRows < kStep || kRows % kStep == 0), "threads share the rows evenly");
+
+ public:
+  __device__ OperandTile(const Operand& operand, int first_row, int thread)
+      : operand_(operand), chunk_(thread % kChunks), row_(thread / kChunks) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) rows_[i] = operand.row(first_row + row_ + i * kStep);
+  }
+
+  // The bytes from `k` on go to `tile`.
+  __device__ void load(int k, uint8_t* tile) const {
+    if (kRows < kStep && row_ >= kRows) return;
+    k += chunk_ * 16;
+    if constexpr (kPiece == 16) {
+      const auto place = operand_.place(k);
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        uint8_t* to = target(tile, i);
+        if (const uint8_t* from = operand_.address(rows_[i], place)) {
+          ptx::cp_async<16>(to, from);
+        } else {
+          *reinterpret_cast<uint4*>(to) = filled(rows_[i].fill);
+        }
+      }
+    } else if constexpr (kPiece == 4) {
+#pragma unroll
+      for (int piece = 0; piece < 16; piece += 4) {
+        const auto place = operand_.place(k + piece);
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          uint8_t* to = target(tile, i) + piece;
+          if (const uint8_t* from = operand_.address(rows_[i], place)) {
+            ptx::cp_async<4>(to, from);
+          } else {
+            *reinterpret_cast<uint32_t*>(to) = rows_[i].fill;
+          }
+        }
+      }
+    } else {
+      static_assert(kPiece == 1 || kPiece == 2, "elements");
+      using Element = std::conditional_t<kPiece == 1, uint8_t, uint16_t>;
+      Pack<Element, 16 / kPiece> gathered[kMine];
+#pragma unroll
+      for (int piece = 0; piece < 16 / kPiece; ++piece) {
+        const auto place = operand_.place(k + piece * kPiece);
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          const uint8_t* from = operand_.address(rows_[i], place);
+          gathered[i].values[piece] =
+              from != nullptr ? *reinterpret_cast<const Element*>(from) : static_cast<Element>(rows_[i].fill);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        *reinterpret_cast<Pack<Element, 16 / kPiece>*>(target(tile, i)) = gathered[i];
+      }
+    }
+  }
+
+ private:
+  __device__ uint8_t* target(uint8_t* tile, int i) const { return tile + swizzled<kBytes>(row_ + i * kStep, chunk_); }
+  __device__ static uint4 filled(uint32_t word) { return make_uint4(word, word, word, word); }
+
+  const Operand& operand_;
+  int chunk_, row_;
+  typename Operand::Row rows_[kMine];
+};
+
+}  // namespace torchaccel::cuda

@@ -1,0 +1,75 @@
+// The products that are compiled: each format, operand and type with its tilings. Free of torch headers.
+//
+// Tilings are ordered from large to small. Registers allow `kBlocks` of them on a multiprocessor; the stages fit the
+// shared memory of an A100 and an H100, the smaller ones that of every device from 8.0 on.
+#pragma once
+
+#include <functional>
+
+#include "product.cuh"
+
+namespace torchaccel::cuda {
+
+using Tiling128x256 = Tiling<128, 256, 2, 4, 4, 1>;
+using Tiling128x128 = Tiling<128, 128, 2, 4, 4, 2>;
+using Tiling128x128Roomy = Tiling<128, 128, 2, 4, 3, 1>;  // 2:4 holds metadata and longer rows
+using Tiling64x256 = Tiling<64, 256, 1, 8, 3, 1>;
+using Tiling64x128 = Tiling<64, 128, 1, 4, 4, 3>;
+using Tiling64x128Roomy = Tiling<64, 128, 1, 4, 3, 2>;
+using Tiling64x64 = Tiling<64, 64, 2, 2, 4, 4>;
+using Tiling64x32 = Tiling<64, 32, 2, 2, 6, 4>;
+using Tiling64x16 = Tiling<64, 16, 2, 2, 6, 4>;
+
+template <typename X, typename Operand>
+using DenseProduct = Product<Dense<X>, Operand, 16, Tiling128x256, Tiling128x128, Tiling64x256, Tiling64x128,
+                             Tiling64x64, Tiling64x32, Tiling64x16>;
+
+template <typename X, typename Operand>
+using Sparse24Product =
+    Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64x256, Tiling64x128Roomy, Tiling64x64, Tiling64x16>;
+
+// Rows of K that are no whole 16 bytes: pieces of 4 bytes or one element.
+template <typename X, typename Operand, int kPiece>
+using OddProduct = Product<Dense<X>, Operand, kPiece, Tiling64x128, Tiling64x16>;
+
+// Tile skip: each band of 64 channels has its own tiles.
+template <typename Format>
+using SkipProduct = Product<Format, Image, 16, Tiling64x256, Tiling64x128Roomy, Tiling64x64>;
+
+// One call, whatever serves it. `workspace(bytes)` gives device memory that lives until the call's work is done.
+struct Call {
+  Weights weights;
+  Epilogue epilogue;
+  Device device;
+  cudaStream_t stream;
+  std::function<void*(int64_t)> workspace;
+};
+
+template <typename P, typename Operand>
+bool run(const Call& call, const Operand& x) {
+  const Weights& w = call.weights;
+  const int64_t steps = w.columns == nullptr ? w.k_tiles : ceil_div(w.kept, w.bands);
+  const Plan plan = P::plan(x.rows, call.epilogue.channels, steps, call.device);
+  if (plan.tiling < 0) return false;
+  void* partial = plan.partial_bytes > 0 ? call.workspace(plan.partial_bytes) : nullptr;
+  P::run(plan, w, x, call.epilogue, partial, call.device, call.stream);
+  return true;
+}
+
+// int8 or uint8 by dense int8. Bytes of a row of x (of a pixel, for an Image) decide the pieces.
+template <typename X, typename Operand>
+bool run_dense_int8(const Call& call, const Operand& x, int row_bytes) {
+  if (row_bytes % 16 == 0) return run<DenseProduct<X, Operand>>(call, x);
+  if (row_bytes % 4 == 0) return run<OddProduct<X, Operand, 4>>(call, x);
+  return run<OddProduct<X, Operand, 1>>(call, x);
+}
+
+// What the sources named products_*.cu hold, a part each; false where no tiling fits the device.
+bool run_dense(bool is_signed, const Call& call, const Matrix& x);
+bool run_dense(bool is_signed, const Call& call, const Image& x);
+bool run_two_four(bool is_signed, const Call& call, const Matrix& x);
+bool run_two_four(bool is_signed, const Call& call, const Image& x);
+bool run_skip(bool is_signed, bool two_four, const Call& call, const Image& x);
+bool run_half(Type type, bool two_four, const Call& call, const Image& x);
+
+}  // namespace torchaccel::cuda

@@ -1,0 +1,13 @@
+// Convolutions with int8 weights whose tiles of zeros are skipped, dense or 2:4 within the others.
+#include "products.cuh"
+
+namespace torchaccel::cuda {
+
+bool run_skip(bool is_signed, bool two_four, const Call& call, const Image& x) {
+  if (two_four) {
+    return is_signed ? run<SkipProduct<Sparse24<int8_t>>>(call, x) : run<SkipProduct<Sparse24<uint8_t>>>(call, x);
+  }
+  return is_signed ? run<SkipProduct<Dense<int8_t>>>(call, x) : run<SkipProduct<Dense<uint8_t>>>(call, x);
+}
+
+}  // namespace torchaccel::cuda
