@@ -1,9 +1,17 @@
 #include "arguments.h"
 
+#include <array>
 #include <cmath>
 
 namespace torchaccel {
 namespace {
+
+Type type_of(const char* op, const char* name, ScalarType dtype) {
+  check_dtype(op, name, dtype, {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
+  return dtype == ScalarType::Float ? Type::kFloat32 : dtype == ScalarType::Char ? Type::kInt8 : Type::kUint8;
+}
+
+}  // namespace
 
 Activation activation_of(const char* op, const std::string& name) {
   if (name == "none") return Activation::kNone;
@@ -14,16 +22,24 @@ Activation activation_of(const char* op, const std::string& name) {
   STD_TORCH_CHECK(false, op, ": activation is '", name, "', accepted are none, relu, relu6, gelu, silu");
 }
 
-Type type_of(const char* op, const char* name, ScalarType dtype) {
-  check_dtype(op, name, dtype, {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
-  return dtype == ScalarType::Float ? Type::kFloat32 : dtype == ScalarType::Char ? Type::kInt8 : Type::kUint8;
-}
-
-}  // namespace
-
 bool is_signed_int8(const char* op, const char* name, ScalarType dtype) {
   check_dtype(op, name, dtype, {ScalarType::Char, ScalarType::Byte});
   return dtype == ScalarType::Char;
+}
+
+Output make_output(Arguments& args, ScalarType out_dtype, const OptionalTensor& scale_out,
+                   const OptionalTensor& zero_point_out) {
+  Output out = {};
+  out.type = type_of(args.op(), "out_dtype", out_dtype);
+  const bool integer = out.type != Type::kFloat32;
+  STD_TORCH_CHECK(integer == scale_out.has_value(), args.op(), ": out_dtype is ", name_of(out_dtype), " with ",
+                  integer ? "no" : "a", " scale_out; int8 and uint8 need one, float types take none");
+  const float scale = args.scalar<float>("scale_out", scale_out, ScalarType::Float).value_or(1.0f);
+  STD_TORCH_CHECK(scale > 0 && scale < HUGE_VALF, args.op(), ": scale_out is ", scale,
+                  ", accepted is a finite number above 0");
+  out.inverse_scale = 1.0f / scale;
+  out.zero_point = args.scalar<int32_t>("zero_point_out", zero_point_out, ScalarType::Int).value_or(0);
+  return out;
 }
 
 Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units, int64_t channels, int64_t depth,
@@ -44,15 +60,10 @@ Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units,
   e.zero_point_step = e.zero_point == nullptr || t.zero_point->numel() == 1 ? 0 : 1;
   e.zero_point_shift = is_signed ? 128 : 0;
   e.activation = activation_of(args.op(), t.activation);
-  e.out_type = type_of(args.op(), "out_dtype", t.out_dtype);
-  const bool integer = e.out_type != Type::kFloat32;
-  STD_TORCH_CHECK(integer == t.scale_out.has_value(), args.op(), ": out_dtype is ", name_of(t.out_dtype), " with ",
-                  integer ? "no" : "a", " scale_out; int8 and uint8 need one, float types take none");
-  const float scale_out = args.scalar<float>("scale_out", t.scale_out, ScalarType::Float).value_or(1.0f);
-  STD_TORCH_CHECK(scale_out > 0 && scale_out < HUGE_VALF, args.op(), ": scale_out is ", scale_out,
-                  ", accepted is a finite number above 0");
-  e.inverse_scale_out = 1.0f / scale_out;
-  e.zero_point_out = args.scalar<int32_t>("zero_point_out", t.zero_point_out, ScalarType::Int).value_or(0);
+  const Output out = make_output(args, t.out_dtype, t.scale_out, t.zero_point_out);
+  e.out_type = out.type;
+  e.inverse_scale_out = out.inverse_scale;
+  e.zero_point_out = out.zero_point;
   return e;
 }
 
@@ -109,6 +120,26 @@ Tensor empty_nhwc(int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) 
   const int64_t sizes[] = {n, c, h, w};
   return torch::stable::empty({sizes, 4}, dtype, std::nullopt, std::nullopt, std::nullopt,
                               torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Tensor empty_like(const Tensor& x, ScalarType dtype) {
+  std::array<StableIValue, 6> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(std::optional<ScalarType>(dtype)),
+                                    torch::stable::detail::from(std::nullopt),
+                                    torch::stable::detail::from(std::nullopt),
+                                    torch::stable::detail::from(std::nullopt),
+                                    torch::stable::detail::from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor in_layout(const Tensor& x, const Tensor& like) {
+  bool is = true;
+  for (int64_t i = 0; i < x.dim(); ++i) is = is && (x.size(i) < 2 || x.stride(i) == like.stride(i));
+  if (is) return x;
+  Tensor copy = empty_like(like, x.scalar_type());
+  torch::stable::copy_(copy, x);
+  return copy;
 }
 
 }  // namespace torchaccel

@@ -49,6 +49,18 @@ void check_padding(Arguments& args, const Input& input, bool is_signed);
 
 Tensor empty_nhwc(int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype);
 
+// float32 as it is, int8 and uint8 with their scale; `data` is still to be set.
+Output make_output(Arguments& args, ScalarType out_dtype, const OptionalTensor& scale_out,
+                   const OptionalTensor& zero_point_out);
+
+Activation activation_of(const char* op, const std::string& name);
+
+// torch.empty_like(x, dtype=dtype): dense, with the strides of x where x is dense.
+Tensor empty_like(const Tensor& x, ScalarType dtype);
+
+// `x` in the layout of `like`, a dense tensor of its shape: itself, unless it has other strides, gaps or overlaps.
+Tensor in_layout(const Tensor& x, const Tensor& like);
+
 // int8 or uint8, else an error.
 bool is_signed_int8(const char* op, const char* name, ScalarType dtype);
 

@@ -87,6 +87,36 @@ struct SparseWeights {
   int64_t blocks;
 };
 
+// Where the results of pooling and addition go.
+struct Output {
+  Type type;
+  void* data;
+  float inverse_scale;
+  int32_t zero_point;
+};
+
+// y = float(sum - zero_point * pixels) * (scale * (1 / count)); of the windows of an Input without dilation.
+struct Average {
+  bool is_signed, include_padding;  // whether padding counts
+  float scale;
+  int32_t zero_point;
+  Output out;
+
+  // Blocks of channels that are worth a task of their own: a global average has one output pixel.
+  static constexpr int64_t kChannels = 4 * kLanes;
+  static int64_t blocks(const Input& in) { return (in.c + kChannels - 1) / kChannels; }
+};
+
+// y = act(float(a - zero_point_a) * scale_a + float(b - zero_point_b) * scale_b), elements in the order of memory.
+struct Addition {
+  const void *a, *b;
+  Type type_a, type_b;
+  float scale_a, scale_b;
+  int32_t zero_point_a, zero_point_b;
+  Activation activation;
+  Output out;
+};
+
 struct Kernels {
   const char* name;
   // q = saturate(rint(x * inverse) + zero_point), x [count].
@@ -100,6 +130,12 @@ struct Kernels {
   void (*sparse)(const Input&, const SparseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
   // Whether the columns are in range and ascend within each row.
   bool (*sparse_valid)(const SparseWeights&);
+  // Output pixels [begin, end) of n * oh * ow.
+  void (*max_pool)(const Input&, bool is_signed, uint8_t* out, int64_t begin, int64_t end);
+  // Tasks [begin, end) of output pixels x Average::blocks.
+  void (*avg_pool)(const Input&, const Average&, int64_t begin, int64_t end);
+  // Elements [begin, end).
+  void (*add)(const Addition&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kScalarKernels, kAvx2Kernels, kAvxVnniKernels, kAvx512Kernels, kAvx512VnniKernels;

@@ -2,6 +2,8 @@
 // .inl once, inside its anonymous namespace.
 #pragma once
 
+#include "add.inl"
 #include "dense.inl"
+#include "pool.inl"
 #include "quantize.inl"
 #include "sparse.inl"

@@ -25,7 +25,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512", quantize, quantize_rows, dense, sparse, sparse_valid};
+const Kernels kAvx512Kernels = {"avx512",     quantize, quantize_rows, dense, sparse,
+                                sparse_valid, max_pool, avg_pool,      add};
 
 }  // namespace torchaccel
 

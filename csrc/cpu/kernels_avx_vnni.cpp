@@ -27,7 +27,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {"avx_vnni", quantize, quantize_rows, dense, sparse, sparse_valid};
+const Kernels kAvxVnniKernels = {"avx_vnni",   quantize, quantize_rows, dense, sparse,
+                                 sparse_valid, max_pool, avg_pool,      add};
 
 }  // namespace torchaccel
 

@@ -20,6 +20,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", quantize, quantize_rows, dense, sparse, sparse_valid};
+const Kernels kScalarKernels = {"scalar",     quantize, quantize_rows, dense, sparse,
+                                sparse_valid, max_pool, avg_pool,      add};
 
 }  // namespace torchaccel

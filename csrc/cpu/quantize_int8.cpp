@@ -1,7 +1,6 @@
 // quantize_int8 and quantize_int8_dynamic: checks, allocation, and equal shares for the threads. Memory-bound.
 #include <torch/csrc/stable/library.h>
 
-#include <array>
 #include <tuple>
 
 #include "arguments.h"
@@ -11,25 +10,6 @@
 namespace torchaccel {
 namespace {
 
-// torch.empty_like(x, dtype=dtype): dense, with the strides of x where x is dense.
-Tensor empty_like(const Tensor& x, ScalarType dtype) {
-  std::array<StableIValue, 6> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(std::optional<ScalarType>(dtype)),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t i = 0; i < a.dim(); ++i) {
-    if (a.size(i) > 1 && a.stride(i) != b.stride(i)) return false;
-  }
-  return true;
-}
-
 Tensor quantize_int8(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point, ScalarType dtype) {
   Arguments args("quantize_int8", x);
   check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float});
@@ -37,12 +17,7 @@ Tensor quantize_int8(const Tensor& x, const Tensor& scale, const OptionalTensor&
   const float inverse = 1.0f / *args.scalar<float>("scale", scale, ScalarType::Float);
   const int32_t shift = args.scalar<int32_t>("zero_point", zero_point, ScalarType::Int).value_or(0);
   Tensor out = empty_like(x, dtype);
-  // In the order of memory, which x shares with the output unless it has gaps or overlaps.
-  Tensor source = x;
-  if (!same_strides(x, out)) {
-    source = empty_like(x, ScalarType::Float);
-    torch::stable::copy_(source, x);
-  }
+  const Tensor source = in_layout(x, out);  // in the order of memory
   const float* from = static_cast<const float*>(source.const_data_ptr());
   uint8_t* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   const Kernels& kernel = kernels();

@@ -3,6 +3,7 @@
 #define TORCHACCEL_INLINE static inline __attribute__((always_inline))
 
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
+constexpr int kVectorBytes = 32;  // of one register
 
 struct I32 {
   __m256i lo, hi;

@@ -3,6 +3,7 @@
 #define TORCHACCEL_INLINE static inline __attribute__((always_inline))
 
 constexpr int kAccumulators = 24, kTileRows = 8, kTileVectors = 2;
+constexpr int kVectorBytes = 64;  // of one register
 
 using I32 = __m512i;
 using F32 = __m512;

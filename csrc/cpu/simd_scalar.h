@@ -6,6 +6,7 @@
 
 // Accumulators of 16 lanes that fit the register file, and the dense tile (rows x vectors of 16 output channels).
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
+constexpr int kVectorBytes = 16;  // of one register
 
 typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));

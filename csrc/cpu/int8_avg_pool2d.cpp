@@ -1,0 +1,45 @@
+// int8_avg_pool2d: checks, allocation, and equal shares of pixels x blocks of channels; see pool.inl.
+#include <torch/csrc/stable/library.h>
+
+#include "isa.h"
+#include "parallel.h"
+#include "pool.h"
+
+namespace torchaccel {
+namespace {
+
+Tensor int8_avg_pool2d(const Tensor& a, const Tensor& scale_a, const OptionalTensor& zero_point,
+                       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                       const std::vector<int64_t>& padding, bool ceil_mode, bool count_include_pad,
+                       ScalarType out_dtype, const OptionalTensor& scale_out, const OptionalTensor& zero_point_out) {
+  Arguments args("int8_avg_pool2d", a);
+  const bool is_signed = is_signed_int8(args.op(), "a", a.scalar_type());
+  STD_TORCH_CHECK(a.dim() == 4, args.op(), ": a has shape ", shape_of(a), ", accepted is [N, C, H, W]");
+  const Tensor nhwc = in_nhwc(a);
+  const std::vector<int64_t> no_dilation = {1, 1};
+  const Input in = make_windows(args, nhwc, {kernel_size, stride, padding, no_dilation, ceil_mode});
+  constexpr int64_t kMaxArea = 2147483647 / 255;  // pixels whose sum int32 holds
+  STD_TORCH_CHECK(in.kh <= kMaxArea && in.kw <= kMaxArea / in.kh, args.op(), ": kernel_size is (", in.kh, ", ", in.kw,
+                  "), accepted are at most ", kMaxArea, " pixels");
+  Average average = {};
+  average.is_signed = is_signed;
+  average.include_padding = count_include_pad;
+  average.scale = *args.vector<float>("scale_a", scale_a, ScalarType::Float, 1);
+  const int32_t* shift = args.vector<int32_t>("zero_point", zero_point, ScalarType::Int, 1);
+  average.zero_point = shift == nullptr ? 0 : *shift;
+  average.out = make_output(args, out_dtype, scale_out, zero_point_out);
+  Tensor out = empty_nhwc(in.n, in.c, in.oh, in.ow, out_dtype);
+  if (out.numel() == 0) return out;
+  average.out.data = out.mutable_data_ptr();
+  const Kernels& kernel = kernels();
+  const double reads = static_cast<double>(in.rows()) * static_cast<double>(in.kh * in.kw);
+  run_shares(in.rows() * Average::blocks(in), reads * (static_cast<double>(in.c) / 16 + 4),
+             [&](int64_t begin, int64_t end) { kernel.avg_pool(in, average, begin, end); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchaccel, CPU, m) { m.impl("int8_avg_pool2d", TORCH_BOX(&int8_avg_pool2d)); }
+
+}  // namespace torchaccel
