@@ -88,6 +88,8 @@ class Arguments {
 
   const char* op() const { return op_; }
 
+  void same_device(const char* name, const Tensor& tensor) const { check_device(op_, name, tensor, input_); }
+
   // A vector of n elements, or of n_or where that is given; nullptr where `tensor` is absent.
   template <typename T>
   const T* vector(const char* name, const OptionalTensor& tensor, ScalarType type, int64_t n, int64_t n_or = -1) {
@@ -107,14 +109,21 @@ class Arguments {
     return vector<T>(name, OptionalTensor(tensor), type, n, n_or);
   }
 
-  // One element of any shape.
+  // The place of one element, of any shape, on the device of the input; nullptr where `tensor` is absent.
   template <typename T>
-  std::optional<T> scalar(const char* name, const OptionalTensor& tensor, ScalarType type) {
-    if (!tensor.has_value()) return std::nullopt;
+  const T* one(const char* name, const OptionalTensor& tensor, ScalarType type) {
+    if (!tensor.has_value()) return nullptr;
     check_dtype(op_, name, tensor->scalar_type(), {type});
     check_device(op_, name, *tensor, input_);
     STD_TORCH_CHECK(tensor->numel() == 1, op_, ": ", name, " has ", tensor->numel(), " elements, accepted is 1");
-    return *static_cast<const T*>(tensor->const_data_ptr());
+    return static_cast<const T*>(tensor->const_data_ptr());
+  }
+
+  // Its value, of a tensor on the CPU.
+  template <typename T>
+  std::optional<T> scalar(const char* name, const OptionalTensor& tensor, ScalarType type) {
+    const T* value = one<T>(name, tensor, type);
+    return value == nullptr ? std::nullopt : std::optional<T>(*value);
   }
 
  private:
