@@ -44,6 +44,8 @@ def _cases() -> list[tuple[str, tuple]]:
     x = torch.randn(2, 8, 4, 3)
     for strided in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3)):
         cases.append(("quantize_int8", (strided, _rand(1), torch.ones(1, dtype=torch.int32), torch.uint8)))
+        a = strided.to(torch.int8)
+        cases.append(("int8_add", (a, a, _rand(1), None, _rand(1), None, "gelu", torch.float32, None, None)))
     for m in (0, 1, 5):
         for out in (torch.float32, torch.int8):
             b, int8 = _int(6, 10), out != torch.float32
@@ -53,6 +55,14 @@ def _cases() -> list[tuple[str, tuple]]:
             )  # fmt: skip
             cases.append(("int8_linear", arguments))
         cases.append(("int8_linear_weight_only", (torch.randn(2, m, 10), _int(6, 10), _rand(6), None, "none")))
+    for shape in SIZES:
+        a = _int(*shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        window = [min(2, s) for s in shape[2:]]
+        cases.append(("int8_max_pool2d", (a, window, [1, 2], [0, 0], [1, 1], True)))
+        for out in (torch.float32, torch.uint8):
+            tail = (out, None, None) if out == torch.float32 else (out, torch.ones(1), None)
+            cases.append(("int8_avg_pool2d", (a, _rand(1), None, window, [1, 2], [0, 0], False, True, *tail)))
+            cases.append(("int8_add", (a, a, _rand(1), None, _rand(1), None, "relu", *tail)))
     for shape in SIZES:
         n, c, h, w = shape
         a = _int(*shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -84,7 +94,7 @@ def test_opcheck(name: str, arguments: tuple) -> None:
         fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
     for one, other in zip(*((r,) if isinstance(r, Tensor) else r for r in (real, fake)), strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-    if "conv" in name:
+    if "conv" in name or "pool" in name:
         assert real.stride() == torch.empty(real.shape, memory_format=torch.channels_last).stride()
 
 
@@ -92,7 +102,10 @@ def test_every_op_is_covered() -> None:
     assert {name for name, _ in _cases()} == set(ops.names()) - {"pack_int8"}
 
 
-NATIVE = ("quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_conv2d", "sparse_int8_conv2d")
+NATIVE = (
+    "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_conv2d", "sparse_int8_conv2d",
+    "int8_max_pool2d", "int8_avg_pool2d", "int8_add",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ops.names())

@@ -41,7 +41,8 @@ def reference(
         rows, columns = (_pool.counts(*window, include_padding, a.device) for window in windows)
         return rows.view(-1, 1) * columns
 
-    sums = F.avg_pool2d(a.to(torch.float64), kernel_size, stride, padding, ceil_mode, divisor_override=1)
+    kernel, step, edge = map(list, (kernel_size, stride, padding))
+    sums = F.avg_pool2d(a.to(torch.float64), kernel, step, edge, ceil_mode, divisor_override=1)
     acc = sums.to(torch.int32)
     if zero_point is not None:
         acc = acc - zero_point * areas(False)

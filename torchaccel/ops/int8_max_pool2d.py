@@ -26,7 +26,8 @@ def reference(
     out = _fake(a, kernel_size, stride, padding, dilation, ceil_mode)
     if out.numel() == 0:
         return out
-    y = F.max_pool2d(a.to(torch.float32), kernel_size, stride, padding, dilation, ceil_mode)
+    kernel, step, edge, apart = map(list, (kernel_size, stride, padding, dilation))
+    y = F.max_pool2d(a.to(torch.float32), kernel, step, edge, apart, ceil_mode)
     return out.copy_(y.clamp(min=torch.iinfo(a.dtype).min))
 
 
