@@ -13,6 +13,7 @@ from torchaccel.graph.choose import Choice, choose
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.workflow.candidates import Candidates, candidates
+from torchaccel.workflow.graphed import Graphed, graphed
 from torchaccel.workflow.inputs import check_inputs
 from torchaccel.workflow.progress import Progress
 
@@ -33,7 +34,8 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     Layers that `quantize_` made int8 stay int8 where that was measured faster than the same layer dense; otherwise a
     float layer with their dequantized weights takes their place. Pruned float layers get sparse kernels on the same
     terms. A model that torch.fx cannot trace is converted layer by layer; `accelerated.notes` says so. If the whole is
-    not faster than the model as it came, a copy of that is returned.
+    not faster than the model as it came, a copy of that is returned. On a GPU the result replays CUDA graphs, see
+    `workflow.graphed`.
 
     Args:
         model: float, pruned by `sparsify_`, or quantized by `quantize_`; it stays as it is.
@@ -50,11 +52,14 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     """
     check_inputs(example_inputs)
     progress = Progress()
+    device = example_inputs[0].device
+    if isinstance(model, Graphed):
+        model = model.model
     work = finalize_masks_(copy.deepcopy(model).eval())
     prepared = prepare(work, example_inputs, protected=why_kept(work))
-    found = candidates(prepared, example_inputs[0].device)
+    found = candidates(prepared, device)
     winners, choices = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
-    fast = assemble(prepared.dense, winners)
+    fast = graphed(assemble(prepared.dense, winners), device)
     notes = [] if prepared.note is None else [prepared.note]
     given = finalize_masks_(copy.deepcopy(model).eval())
     with measure.inference():
@@ -62,5 +67,7 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     if result.speedup < 1:
         notes.append(f"returned as it came: the accelerated model ran at {result.speedup:.2f}x")
         fast = given
+    elif isinstance(fast, Graphed):
+        notes.extend(f"runs without a CUDA graph: {reason}" for reason in fast.refused)
     fast.choices, fast.notes = choices, notes  # type: ignore[assignment]
     return fast

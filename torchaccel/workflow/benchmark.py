@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,14 +67,25 @@ def benchmark(model: nn.Module, inputs: tuple[Tensor, ...], budget_s: float = 2.
 
 
 def time_forms(
-    model: nn.Module, inputs: tuple[Tensor, ...], budget_s: float = 2.0, beside: Sequence[Form] = ()
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    budget_s: float = 2.0,
+    beside: Sequence[Form] = (),
+    refuse: Callable[[Form], str | None] | None = None,
 ) -> Benchmark:
-    """`benchmark` with more forms timed beside the dense ones, in the same turns; those never count as the best."""
+    """`benchmark` with more forms timed beside the dense ones, in the same turns; those never count as the best.
+
+    `refuse` is asked for the fastest form, then the next: why it may not be the best, or None. Eager always may.
+    """
     with evaluating(model):
         forms, failed = dense_forms(model, inputs)
         timed = [*forms, *beside]
         times = measure.interleaved_ms([partial(form.model, *inputs) for form in timed], budget_s)
     latency = {form.name: ms for form, ms in zip(timed, times, strict=True)}
-    best = min(forms, key=lambda form: latency[form.name])
     notes = {form.name: form.note for form in timed}
+    for best in sorted(forms, key=lambda form: latency[form.name]):
+        reason = None if refuse is None or best.name == "eager" else refuse(best)
+        if reason is None:
+            break
+        notes[best.name] = reason
     return Benchmark(inputs[0].shape[0] if inputs[0].dim() else 1, latency, failed, best, notes)

@@ -25,6 +25,7 @@ from torchaccel.nn.dense import DenseConv2d, DenseLinear
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.report import replacing
 from torchaccel.workflow.forms import Cast
+from torchaccel.workflow.graphed import Graphed
 
 KEY = "torchaccel"
 FORMAT = 1
@@ -43,17 +44,19 @@ _CASTS = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _WORDS = {layer: word for word, layer in LAYERS.items()}
 
 
-def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The module inside the forms that `optimize` may return, and the dtype and memory format that it is cast to."""
-    cast = None
+def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None, bool]:
+    """The module inside the forms that `optimize` may return; what it is cast to; whether CUDA graphs run it."""
+    cast, graphs = None, False
     while True:
         inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, Graphed):
+            inner, graphs = model.model, True
         if inner is None and isinstance(model, Cast):
             dtype = None if model.dtype is None else str(model.dtype).removeprefix("torch.")
             cast = {"dtype": dtype, "channels_last": model.channels_last}
             inner = model.model
         if inner is None:
-            return model, cast
+            return model, cast, graphs
         model = inner
 
 
@@ -121,9 +124,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Equivalent to `safetensors.torch.save_file(model.state_dict(), path)`, with what `load` needs to know beside it.
     """
-    model, cast = _bare(model)
+    model, cast, graphs = _bare(model)
     stored, aliases = _compact(model.state_dict())
-    metadata = json.dumps(_describe(model) | {"aliases": aliases, "cast": cast})
+    metadata = json.dumps(_describe(model) | {"aliases": aliases, "cast": cast, "cuda_graphs": graphs})
     with replacing(path) as temporary:
         save_file(stored, temporary, {KEY: metadata})
 
@@ -245,7 +248,8 @@ def load(
     for module in model.modules():
         if isinstance(module, QuantizeInt8):
             module.to(device)
-    return _recast(model, metadata.get("cast")).eval()
+    model = _recast(model, metadata.get("cast")).eval()
+    return Graphed(model) if metadata.get("cuda_graphs") else model
 
 
 def _recast(model: nn.Module, cast: dict[str, Any] | None) -> nn.Module:

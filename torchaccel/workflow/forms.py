@@ -6,10 +6,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from torchaccel.workflow.graphed import Graphed
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Form:
     name: str
     model: nn.Module
     note: str = ""
+    rounds: bool = False  # whether it computes in fewer bits than the model that was given
 
 
 class Cast(nn.Module):
@@ -27,6 +32,7 @@ class Cast(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
         super().__init__()
         self.model, self.dtype, self.channels_last = model, dtype, channels_last
+        self.training = model.training
 
     def forward(self, *inputs: object, **named: object) -> object:
         given = [x for x in (*inputs, *named.values()) if isinstance(x, Tensor)]
@@ -51,12 +57,8 @@ def _channels_last(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Mod
     return Cast(held if dtype is None else held.to(dtype), dtype, channels_last=True)
 
 
-def _compiled(model: nn.Module, **options: bool) -> nn.Module:
-    return cast(nn.Module, torch.compile(model, options=dict[str, Any](freezing=True) | options))
-
-
-def _graphed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return _compiled(_channels_last(model, dtype), **{"triton.cudagraphs": True})
+def _compiled(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(model, options={"freezing": True}))
 
 
 def _cpu_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
@@ -68,16 +70,22 @@ def _cpu_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
 
 
 def _cuda_forms(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """Each with CUDA graphs; Inductor's own would overwrite a result with the next call."""
     forms = _cpu_forms(model)
-    for dtype in (torch.float16, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        forms[f"channels_last {name}"] = partial(_channels_last, model, dtype)
-        forms[f"torch.compile, frozen, CUDA graphs, {name}"] = partial(_graphed, model, dtype)
+    for dtype in (None, *HALVES):
+        name = "" if dtype is None else f", {str(dtype).removeprefix('torch.')}"
+        forms[f"channels_last, CUDA graphs{name}"] = partial(_graphed, model, dtype, compiled=False)
+        forms[f"torch.compile, frozen, CUDA graphs{name}"] = partial(_graphed, model, dtype, compiled=True)
     return forms
 
 
+def _graphed(model: nn.Module, dtype: torch.dtype | None, compiled: bool) -> nn.Module:
+    held = _channels_last(model, dtype)
+    return Graphed(_compiled(held) if compiled else held)
+
+
 def dense_forms(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Form], dict[str, str]]:
-    """Build and run every dense form once.
+    """Build and run every dense form.
 
     Returns:
         The forms that ran, and for each that did not its name and the reason.
@@ -86,9 +94,12 @@ def dense_forms(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Form
     forms, failed = [], {}
     for name, build in builders.items():
         try:
-            form = Form(name, build())
+            form = Form(name, build(), rounds=name.endswith("float16"))
             with torch.no_grad():
-                form.model(*inputs)
+                for _ in range(2):  # the second call is the one that a graph is captured for
+                    form.model(*inputs)
+            if isinstance(form.model, Graphed) and form.model.refused:
+                raise RuntimeError(f"not captured: {form.model.refused[0]}")
         except Exception as error:  # a form that cannot run (no compiler, an op it lacks) is a form less, and said so
             if name == "eager":
                 raise

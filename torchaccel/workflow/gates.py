@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchaccel import measure
 from torchaccel.graph.choose import Choice
 from torchaccel.graph.connect import assemble
+from torchaccel.workflow.forms import Form
+from torchaccel.workflow.graphed import graphed
 from torchaccel.workflow.inputs import Evaluate, evaluated
 from torchaccel.workflow.progress import Progress
 
@@ -45,7 +47,7 @@ def hold_accuracy(
     Returns:
         The model, the choices as they are now, what `evaluate` gave last, and notes for the report.
     """
-    fast = assemble(dense, winners)
+    fast = graphed(assemble(dense, winners), inputs[0].device)
     with progress.step("checking accuracy", 1) as tick:
         value = evaluated(evaluate, fast, "optimized")
         tick()
@@ -60,7 +62,8 @@ def hold_accuracy(
             for _ in range(min(group, len(order) - back)):
                 tick()
             back, group = min(back + group, len(order)), group * 2
-            fast = assemble(dense, {name: winners[name] for name in winners if name not in order[:back]})
+            kept = {name: winners[name] for name in winners if name not in order[:back]}
+            fast = graphed(assemble(dense, kept), inputs[0].device)
             value = evaluated(evaluate, fast, "optimized")
     restored = set(order[:back])
     choices = [
@@ -72,3 +75,11 @@ def hold_accuracy(
         for choice in choices
     ]  # fmt: skip
     return fast, choices, value, [f"{back} of {len(order)} layers were put back to dense for accuracy"]
+
+
+def too_inexact(form: Form, *, evaluate: Evaluate, at_least: float) -> str | None:
+    """Why a dense form that rounds more than the model given may not stand for it, or None."""
+    if not form.rounds:
+        return None
+    value = evaluated(evaluate, form.model, form.name)
+    return None if value >= at_least else f"left out: evaluate gave {value:.4f}"

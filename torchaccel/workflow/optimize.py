@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ from torchaccel.workflow.benchmark import time_forms
 from torchaccel.workflow.candidates import Int8, candidates
 from torchaccel.workflow.evidence import Evidence, build_report
 from torchaccel.workflow.forms import Form
-from torchaccel.workflow.gates import hold_accuracy, moved
+from torchaccel.workflow.gates import hold_accuracy, moved, too_inexact
+from torchaccel.workflow.graphed import Graphed, graphed
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
 from torchaccel.workflow.progress import Progress
 from torchaccel.workflow.result import Result
@@ -85,6 +87,8 @@ def optimize(
         )
     progress = Progress()
     notes: list[str] = []
+    if isinstance(model, Graphed):
+        model = model.model
     original = finalize_masks_(copy.deepcopy(model).eval())  # masks would slow the baseline down
     before = None if evaluate is None else evaluated(evaluate, original, "original")
 
@@ -105,9 +109,9 @@ def optimize(
     found = candidates(prepared, example_inputs[0].device, int8, ranges)
     winners, choices = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
 
-    fast = assemble(prepared.dense, winners)
     accuracy_passed: bool | None = None
     after: float | None = None
+    refuse: Callable[[Form], str | None] | None = None
     if evaluate is not None and before is not None:
         at_least = before - max_drop - 1e-9  # a drop of just max_drop may be rounded up
         fast, choices, after, restored = hold_accuracy(
@@ -115,12 +119,14 @@ def optimize(
         )
         accuracy_passed = after >= at_least
         notes.extend(restored)
+        refuse = partial(too_inexact, evaluate=evaluate, at_least=at_least)
     else:
+        fast = graphed(assemble(prepared.dense, winners), example_inputs[0].device)
         notes.append(f"outputs moved by {moved(original, fast, example_inputs):.2%} on the example inputs")
 
     fused = Form("folded and fused", prepared.dense, "the graph of torchaccel with every layer in dense float")
     with progress.step("timing dense forms", 1) as tick:
-        forms = time_forms(original, example_inputs, beside=[fused])
+        forms = time_forms(original, example_inputs, beside=[fused], refuse=refuse)
         tick()
     with progress.step("timing the result", 1) as tick, measure.inference():
         trials = measure.compare(
