@@ -29,7 +29,7 @@ struct Epilogue {
   const float* scale_out = nullptr;         // [1], for an int8 output
   const int32_t* zero_point_out = nullptr;  // [1] or null
   int rows = 0, channels = 0;
-  bool wide = false;  // every vector starts at a multiple of 32 bytes and `channels` is a multiple of 8
+  bool wide = false;  // every vector starts at a multiple of 16 bytes (8 for int8) and `channels` is a multiple of 8
 };
 
 // Element `index` and its kWidth - 1 followers, as floats; `whole`: one aligned load, else the first `count` one by

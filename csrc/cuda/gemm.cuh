@@ -32,14 +32,15 @@ struct Schedule {
   void* partial;  // [splits, rows, channels] sums where splits > 1
 };
 
-// A warp's staging of 8 rows: padded so that neither the writes of fragments nor the reads of rows collide in a bank.
+// A row of a warp's staging area: padded so that neither the writes of fragments nor the reads of rows collide in a
+// bank.
 template <typename T>
 constexpr int staged_row = T::kWarpO + 4;
 
 template <typename Format, typename T>
 constexpr int shared_bytes() {
   constexpr int kStage = T::kChannels / kBand * Format::kTileBytes + T::kRows * Format::kBytesK;
-  constexpr int kStaging = T::kWarpsO * T::kWarpsP * 8 * staged_row<T> * 4;
+  constexpr int kStaging = T::kWarpsO * T::kRows * staged_row<T> * 4;
   return kStage * T::kStages > kStaging ? kStage * T::kStages : kStaging;
 }
 
@@ -61,41 +62,36 @@ __device__ inline Tile tile_of(const Schedule& s, int id) {
   return t;
 }
 
-// The sums of a warp, 8 rows at a time, through its own staging area to the output or the partial sums.
+// The sums of a warp, through its own staging area to the output or the partial sums. All of them are staged first: the
+// loop over rows that follows holds none, and its long code is there once.
 template <typename T, typename S>
 __device__ inline void store_sums(const S (&sums)[T::kWarpO / 16][T::kWarpP / 8][4], uint8_t* shared, const Epilogue& e,
                                   S* partial, int channel, int row, int warp, int lane) {
   constexpr int kWidth = T::kWarpO / 8;  // channels of a lane
-  auto* staging = reinterpret_cast<S*>(shared) + warp * 8 * staged_row<T>;
-  const int mine = lane % 8 * kWidth;
-  const auto terms = channel_terms<kWidth>(e, channel + mine);
+  auto* staging = reinterpret_cast<S*>(shared) + warp * T::kWarpP * staged_row<T>;
 #pragma unroll
   for (int j = 0; j < T::kWarpP / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < T::kWarpO / 16; ++i) {
 #pragma unroll
       for (int d = 0; d < 4; ++d) {
-        staging[(lane % 4 * 2 + d % 2) * staged_row<T> + i * 16 + d / 2 * 8 + lane / 4] = sums[i][j][d];
+        staging[(j * 8 + lane % 4 * 2 + d % 2) * staged_row<T> + i * 16 + d / 2 * 8 + lane / 4] = sums[i][j][d];
       }
     }
-    __syncwarp();
-#pragma unroll
-    for (int r = lane / 8; r < 8; r += kWarp / 8) {
-      const int p = row + j * 8 + r;
-      if (p >= e.rows || terms.count <= 0) continue;
-      S held[kWidth];
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) held[i] = staging[r * staged_row<T> + mine + i];
-      if (partial == nullptr) {
-        finish(e, held, p, terms);
-      } else {
-        Pack<S, kWidth> pack;
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) pack.values[i] = held[i];
-        store(partial, static_cast<int64_t>(p) * e.channels + terms.channel, terms.whole, terms.count, pack);
-      }
+  }
+  __syncwarp();
+  const int mine = lane % 8 * kWidth;
+  const auto terms = channel_terms<kWidth>(e, channel + mine);
+  const int rows = terms.count > 0 ? min(T::kWarpP, e.rows - row) : 0;
+#pragma unroll 1
+  for (int r = lane / 8; r < rows; r += kWarp / 8) {
+    const auto held = *reinterpret_cast<const Pack<S, kWidth>*>(staging + r * staged_row<T> + mine);
+    if (partial == nullptr) {
+      finish(e, held.values, row + r, terms);
+    } else {
+      const int64_t index = static_cast<int64_t>(row + r) * e.channels + terms.channel;
+      store(partial, index, terms.whole, terms.count, held);
     }
-    __syncwarp();
   }
 }
 

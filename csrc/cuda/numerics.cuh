@@ -38,9 +38,9 @@ __device__ inline Q quantize(float x, float inverse, float zero_point) {
   return static_cast<Q>(static_cast<int32_t>(clamp(__fadd_rn(steps, zero_point), Limits<Q>::kLow, Limits<Q>::kHigh)));
 }
 
-// kWidth neighbours moved by one load or store.
+// kWidth neighbours moved by one load or store, or by some of 16 bytes each.
 template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Pack {
+struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Pack {
   T values[kWidth];
 };
 

@@ -18,11 +18,12 @@ struct Plan {
 template <typename Format, typename Operand, int kPiece, typename... Tilings>
 struct Product {
   using S = typename Format::S;
+  static constexpr int kTilings = sizeof...(Tilings);
 
   // steps: tiles along K, with tile skip those that a band has on average.
   static Plan plan(int64_t rows, int64_t channels, int64_t steps, const Device& device) {
     static constexpr TilingFacts facts[] = {facts_of<Tilings>()...};
-    const Choice choice = choose(facts, sizeof...(Tilings), rows, channels, steps, device);
+    const Choice choice = choose(facts, kTilings, rows, channels, steps, device);
     return {choice.tiling, choice.splits, choice.splits > 1 ? choice.splits * rows * channels * int64_t{sizeof(S)} : 0};
   }
 

@@ -119,7 +119,7 @@ inline OptionalTensor set_residual(Arguments& args, const OptionalTensor& residu
 
 // Whether all vectors can be read eight elements at a time; called when the epilogue is complete.
 inline bool is_wide(const Epilogue& e) {
-  const auto fits = [](const void* pointer, int64_t size) { return aligned(pointer, static_cast<int>(8 * size)); };
+  const auto fits = [](const void* pointer, int64_t size) { return aligned(pointer, static_cast<int>(std::min<int64_t>(16, 8 * size))); };
   return e.channels % 8 == 0 && fits(e.scale_b, 4) && fits(e.bias, size_of(e.bias_type)) &&
          fits(e.residual, size_of(e.residual_type)) && fits(e.out, size_of(e.out_type));
 }
