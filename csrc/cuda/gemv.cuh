@@ -93,7 +93,7 @@ __device__ inline uint32_t pack_halves(float low, float high) {
 }
 
 // What a float keeps beyond its upper half, exactly; nothing where it is infinite.
-__device__ inline float remainder(float x) {
+__device__ inline float lower_part(float x) {
   const float upper = __int_as_float(__float_as_int(x) & static_cast<int>(0xffff0000u));
   return fabsf(x) > FLT_MAX ? 0.0f : __fadd_rn(x, -upper);
 }
@@ -143,8 +143,8 @@ struct GemvColumns {
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
           parts[part * 8 + i] = upper_halves(low, high);
-          low = remainder(low);
-          high = remainder(high);
+          low = lower_part(low);
+          high = lower_part(high);
         }
       }
     }
