@@ -119,7 +119,9 @@ inline OptionalTensor set_residual(Arguments& args, const OptionalTensor& residu
 
 // Whether all vectors can be read eight elements at a time; called when the epilogue is complete.
 inline bool is_wide(const Epilogue& e) {
-  const auto fits = [](const void* pointer, int64_t size) { return aligned(pointer, static_cast<int>(std::min<int64_t>(16, 8 * size))); };
+  const auto fits = [](const void* pointer, int64_t size) {
+    return aligned(pointer, static_cast<int>(std::min<int64_t>(16, 8 * size)));
+  };
   return e.channels % 8 == 0 && fits(e.scale_b, 4) && fits(e.bias, size_of(e.bias_type)) &&
          fits(e.residual, size_of(e.residual_type)) && fits(e.out, size_of(e.out_type));
 }
@@ -143,6 +145,7 @@ inline Weights packed_weights(Arguments& args, const OptionalTensor& packed, con
   w.kept = w.bands * w.k_tiles;
   if (columns) {
     w.kept = static_cast<int>(packed->size(0));
+    STD_TORCH_CHECK(w.kept > 0, args.op(), ": tile_columns keep no tile, accepted is at least one");
     w.columns = args.vector<int32_t>("tile_columns", columns, ScalarType::Int, w.kept);
     w.offsets = args.vector<int32_t>("tile_offsets", offsets, ScalarType::Int, w.bands + 1);
     STD_TORCH_CHECK(w.offsets != nullptr, args.op(), ": tile_columns come with tile_offsets");
@@ -152,6 +155,23 @@ inline Weights packed_weights(Arguments& args, const OptionalTensor& packed, con
                   " bytes");
   args.same_device("packed", *packed);
   return w;
+}
+
+// Shapes of compressed weights (torchaccel/ops/blocks.py) against the input `x`; returns the output channels.
+inline int64_t check_blocks(const Arguments& args, const Tensor& x, const Tensor& values, const Tensor& columns,
+                            const Tensor& row_offsets, ScalarType dtype) {
+  check_dtype(args.op(), "values", values.scalar_type(), {dtype});
+  for (const Tensor* index : {&columns, &row_offsets}) {
+    check_dtype(args.op(), "an index of the blocks", index->scalar_type(), {ScalarType::Int});
+  }
+  STD_TORCH_CHECK(values.dim() == 3 && columns.dim() == 1 && columns.size(0) == values.size(0) &&
+                      row_offsets.dim() == 1 && row_offsets.size(0) > 0,
+                  args.op(), ": values has shape ", shape_of(values), ", columns ", shape_of(columns),
+                  " and row_offsets ", shape_of(row_offsets),
+                  ", accepted are [blocks, rows, columns], [blocks] and [block rows + 1]");
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) % values.size(2) == 0, args.op(), ": the input has shape ", shape_of(x),
+                  ", accepted is [N, C, H, W] with C a multiple of ", values.size(2));
+  return (row_offsets.size(0) - 1) * values.size(1);
 }
 
 struct Geometry {
@@ -234,6 +254,60 @@ inline Call call_of(const Tensor& x, const Weights& weights, const Epilogue& e, 
 inline void check_ran(const char* op, bool ran) {
   STD_TORCH_CHECK(ran, op, ": no kernel fits the shared memory of this device");
   check_launch(op);
+}
+
+// What the int8 convolutions share: all but their weights.
+struct Int8Convolution {
+  Tensor input, out;
+  OptionalTensor kept_residual;  // holds the memory of the residual
+  Geometry geometry;
+  Image x;
+  Epilogue epilogue;
+  bool is_signed;
+};
+
+struct ResidualTensors {
+  const OptionalTensor& residual;
+  const OptionalTensor& scale;
+  const OptionalTensor& zero_point;
+};
+
+// a: [N, C, H, W]; the caller has checked C against the weight, and made the device of `a` the current one.
+inline Int8Convolution int8_convolution(Arguments& args, const Tensor& a, int64_t channels, const Geometry& g,
+                                        const EpilogueTensors& t, const ResidualTensors& r,
+                                        const std::string& activation, ScalarType out_dtype) {
+  const bool is_signed = is_signed_int8(args.op(), a.scalar_type(), a.size(1) * g.kernel[0] * g.kernel[1]);
+  const Tensor nhwc = on_boundary(in_nhwc(a));
+  Image x = image_of(args.op(), nhwc, g, 1);
+  check_range(args.op(), x.rows, channels, x.k);
+  const Tensor out = empty_nhwc(a, channels, out_height(a, g), out_width(a, g), out_dtype);
+  Epilogue e = int8_epilogue(args, t, out, a.size(0), static_cast<int>(x.by_image.divisor), channels, activation);
+  const OptionalTensor kept = set_residual(args, r.residual, r.scale, r.zero_point, out, e);
+  x.zero_point = e.zero_point;
+  x.per_image = e.zero_rows != 0;
+  return {nhwc, out, kept, g, x, e, is_signed};
+}
+
+// Tiles along K that are no whole 16 bytes of one pixel are copied in smaller pieces, which only dense weights can be.
+inline void check_pieces(const char* op, const Weights& w, bool two_four, int64_t row_bytes) {
+  STD_TORCH_CHECK((!two_four && w.columns == nullptr) || row_bytes % 16 == 0, op,
+                  ": 2:4 weights and skipped tiles need whole 16 bytes of input channels, given are ", row_bytes);
+}
+
+inline Tensor run_int8_convolution(Arguments& args, const Int8Convolution& c, const Weights& w, bool two_four) {
+  check_pieces(args.op(), w, two_four, c.x.channels);
+  if (c.out.numel() == 0) return c.out;
+  OptionalTensor workspace;
+  const Call call = call_of(c.input, w, c.epilogue, workspace);
+  const auto run_on = [&](const auto& x) {
+    return two_four ? run_two_four(c.is_signed, call, x) : run_dense(c.is_signed, call, x);
+  };
+  if (w.columns != nullptr) {
+    check_ran(args.op(), run_skip(c.is_signed, two_four, call, c.x));
+  } else {
+    check_ran(args.op(), is_matrix(c.geometry) ? run_on(as_matrix(c.x)) : run_on(c.x));
+  }
+  return c.out;
 }
 
 }  // namespace torchaccel::cuda
