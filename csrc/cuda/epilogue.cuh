@@ -160,19 +160,20 @@ __device__ inline void finish(const Epilogue& e, const S (&sums)[kWidth], int ro
     for (int i = 0; i < kWidth; ++i) pack.values[i] = quantize<Q>(y[i], inverse, shift);
     store(e.out, index, c.whole, c.count, pack);
   };
-  const auto converted = [&](auto convert) {
-    Pack<decltype(convert(0.0f)), kWidth> pack;
+  const auto converted = [&](auto zero) {
+    using T = decltype(zero);
+    Pack<T, kWidth> pack;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) pack.values[i] = convert(y[i]);
+    for (int i = 0; i < kWidth; ++i) pack.values[i] = from_float<T>(y[i]);
     store(e.out, index, c.whole, c.count, pack);
   };
   switch (e.out_type) {
     case Type::kFloat32:
-      return converted([](float v) { return v; });
+      return converted(0.0f);
     case Type::kFloat16:
-      return converted([](float v) { return __float2half_rn(v); });
+      return converted(__half{});
     case Type::kBFloat16:
-      return converted([](float v) { return __float2bfloat16_rn(v); });
+      return converted(__nv_bfloat16{});
     case Type::kInt8:
       return quantized(int8_t{});
     case Type::kUint8:

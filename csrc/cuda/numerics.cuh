@@ -7,6 +7,7 @@
 
 #include <cfloat>
 #include <cstdint>
+#include <cstring>
 
 namespace torchaccel::cuda {
 
@@ -15,6 +16,21 @@ __device__ inline float to_float(int8_t x) { return static_cast<float>(x); }
 __device__ inline float to_float(uint8_t x) { return static_cast<float>(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
 
 template <typename Q>
 struct Limits;
@@ -43,6 +59,16 @@ template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Pack {
   T values[kWidth];
 };
+
+// Two of a half type in one register, the first in the low half.
+template <typename X>
+__device__ inline uint32_t bits_of(X low, X high) {
+  Pack<X, 2> pair{{low, high}};
+  uint32_t bits;
+  static_assert(sizeof(pair) == sizeof(bits), "a half type");
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
 
 template <typename Q, typename T, int kWidth>
 __device__ inline Pack<Q, kWidth> quantize(const Pack<T, kWidth>& x, float inverse, float zero_point) {

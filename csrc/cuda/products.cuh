@@ -36,6 +36,11 @@ using OddProduct = Product<Dense<X>, Operand, kPiece, Tiling64x128, Tiling64x16>
 template <typename Format>
 using SkipProduct = Product<Format, Image, 16, Tiling64x256, Tiling64x128Roomy, Tiling64x64>;
 
+// int8 weights by halves, from the rows on that gemv.cuh leaves; pieces as above.
+template <typename X, int kPiece>
+using WeightOnlyProduct =
+    Product<WeightOnly<X>, Matrix, kPiece, Tiling64x128Roomy, Tiling64x64, Tiling64x32, Tiling64x16>;
+
 // One call, whatever serves it. `workspace(bytes)` gives device memory that lives until the call's work is done.
 struct Call {
   Weights weights;
@@ -70,6 +75,7 @@ bool run_dense(bool is_signed, const Call& call, const Image& x);
 bool run_two_four(bool is_signed, const Call& call, const Matrix& x);
 bool run_two_four(bool is_signed, const Call& call, const Image& x);
 bool run_skip(bool is_signed, bool two_four, const Call& call, const Image& x);
+bool run_weight_only(Type type, const Call& call, const Matrix& x);
 bool run_half(Type type, bool two_four, const Call& call, const Image& x);
 
 }  // namespace torchaccel::cuda

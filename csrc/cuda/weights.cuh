@@ -106,4 +106,58 @@ struct Sparse24 {
   }
 };
 
+// Four int8 values as pairs of X, exactly: a byte b + 128 in the mantissa of 2^23 makes the float 2^23 + 128 + b.
+template <typename X>
+__device__ inline void widen(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  bytes ^= 0x80808080u;
+  X values[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    values[i] = from_float<X>(__int_as_float(__byte_perm(bytes, 0x4b000000u, 0x7440u | i)) - 8388736.0f);
+  }
+  low = bits_of(values[0], values[1]);
+  high = bits_of(values[2], values[3]);
+}
+
+// int8 weights times halves: a tile covers 64 values of K. mma adds over its 16 slots in any order, so a lane's four
+// neighbouring weights fill its slots 2t, 2t + 1, 2t + 8 and 2t + 9, and the activations follow them: 8 bytes of a row.
+template <typename X_>
+struct WeightOnly {
+  using X = X_;
+  using S = float;
+  static constexpr int kTileBytes = kTileValues;
+  static constexpr int kBytesK = 128;
+
+  template <int kRows, int kColumns>
+  __device__ static void multiply(S (&sums)[kRows / 16][kColumns / 8][4], const uint8_t* weights, int row,
+                                  const uint8_t* x, int column, int lane) {
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t bytes[kRows / 16][4];
+#pragma unroll
+      for (int i = 0; i < kRows / 16; ++i) load_weights(bytes[i], weights, row + i * 16, pair, lane);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t b[kColumns / 8][2];
+        const int chunk = (2 * pair + half) * 2 + lane % 4 / 2;
+#pragma unroll
+        for (int j = 0; j < kColumns / 8; ++j) {
+          const int from = swizzled<kBytesK>(column + j * 8 + lane / 4, chunk) + lane % 2 * 8;
+          const auto two = *reinterpret_cast<const Pack<uint32_t, 2>*>(x + from);
+          b[j][0] = two.values[0];
+          b[j][1] = two.values[1];
+        }
+#pragma unroll
+        for (int i = 0; i < kRows / 16; ++i) {
+          uint32_t a[4];
+          widen<X>(bytes[i][2 * half], a[0], a[2]);
+          widen<X>(bytes[i][2 * half + 1], a[1], a[3]);
+#pragma unroll
+          for (int j = 0; j < kColumns / 8; ++j) ptx::mma<X>(sums[i][j], a, b[j]);
+        }
+      }
+    }
+  }
+};
+
 }  // namespace torchaccel::cuda
