@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from torchaccel import ops
 from torchaccel.nn import _inference, _weights
-from torchaccel.nn._int8 import Int8Module, name_of
+from torchaccel.nn._int8 import Int8Module
+from torchaccel.nn._ranged import name_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.ops import _check
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from torchaccel import ops
 from torchaccel.nn import _blocks, _weights
-from torchaccel.nn._int8 import name_of
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn._ranged import name_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_linear import dynamic_dtype
 from torchaccel.ops import _check, blocks
