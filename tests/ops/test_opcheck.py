@@ -41,6 +41,9 @@ def _cases() -> list[tuple[str, tuple]]:
         for dtype in (torch.int8, torch.uint8):
             cases.append(("quantize_int8_dynamic", (torch.randn(shape), dtype)))
             cases.append(("quantize_int8", (torch.randn(shape), _rand(1), None, dtype)))
+            norm = torch.randn(shape), _rand(shape[-1]), _rand(shape[-1]), 1e-5, True
+            cases.append(("norm_quantize_int8", (*norm, _rand(1), None, dtype)))
+            cases.append(("norm_quantize_int8_dynamic", (*norm, dtype)))
     x = torch.randn(2, 8, 4, 3)
     for strided in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3)):
         cases.append(("quantize_int8", (strided, _rand(1), torch.ones(1, dtype=torch.int32), torch.uint8)))

@@ -7,6 +7,7 @@ from torchaccel.ops.int8_conv2d import int8_conv2d
 from torchaccel.ops.int8_linear import int8_linear
 from torchaccel.ops.int8_linear_weight_only import int8_linear_weight_only
 from torchaccel.ops.int8_max_pool2d import int8_max_pool2d
+from torchaccel.ops.norm_quantize import layer_norm_quantize_int8, rms_norm_quantize_int8
 from torchaccel.ops.pack_int8 import pack_int8
 from torchaccel.ops.quantize_int8 import quantize_int8, quantize_int8_dynamic
 from torchaccel.ops.sparse_conv2d import sparse_conv2d
@@ -22,10 +23,12 @@ __all__ = [
     "int8_linear",
     "int8_linear_weight_only",
     "int8_max_pool2d",
+    "layer_norm_quantize_int8",
     "names",
     "pack_int8",
     "quantize_int8",
     "quantize_int8_dynamic",
+    "rms_norm_quantize_int8",
     "sparse_conv2d",
     "sparse_int8_conv2d",
 ]
