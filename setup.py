@@ -13,6 +13,6 @@ plan = native.plan()
 setup(
     ext_modules=plan.extensions,
     cmdclass=native.commands(plan),
-    # The libraries hold no Python symbols: one wheel for every Python from 3.10 on.
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if plan.extensions else {},
+    # Kernels hold no Python symbols: one wheel for every Python from 3.10 on. With csrc/data it is for this Python.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if plan.abi3 else {},
 )

@@ -1,4 +1,7 @@
-"""Which kernel libraries an install builds, and how: one for CPU, one for CUDA, both on libtorch's stable ABI."""
+"""Which native libraries an install builds, and how.
+
+Two hold kernels, for CPU and for CUDA, on libtorch's stable ABI; the third is csrc/data, a Python module without torch.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ MODES = ("auto", "cpu", "cuda", "none")
 ARCHITECTURES = "8.0;8.9+PTX;9.0a"  # PTX goes with 8.9: that of 9.0a would not run on later devices
 INFO = "_build_info.json"
 _STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
+# A JPEG library without this function is not libjpeg-turbo.
+_DATA_HEADERS = b"#include <cstdio>\n#include <jpeglib.h>\n#include <png.h>\nauto crop = jpeg_crop_scanline;\n"
 _CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 
 
@@ -32,9 +37,15 @@ class Plan:
     reasons: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
+    @property
+    def abi3(self) -> bool:
+        """Whether there are libraries, all of which fit every Python."""
+        return bool(self.extensions) and all(extension.py_limited_api for extension in self.extensions)
+
     def add(self, target: str, reason: str | None, forced: bool) -> None:
         if reason is None:
-            self.extensions.append(cpu_extension() if target == "cpu" else cuda_extension("torchaccel._cuda"))
+            made = {"cpu": cpu_extension, "cuda": lambda: cuda_extension("torchaccel._cuda"), "data": data_extension}
+            self.extensions.append(made[target]())
             return
         self.reasons[target] = reason
         if forced:
@@ -48,18 +59,42 @@ def plan() -> Plan:
         raise SystemExit(f"torchaccel: TORCHACCEL_BUILD is {mode!r}, accepted are {', '.join(MODES)}")
     made = Plan(mode)
     if mode == "none":
-        made.reasons = dict.fromkeys(("cpu", "cuda"), "the install was told TORCHACCEL_BUILD=none")
+        made.reasons = dict.fromkeys(("cpu", "cuda", "data"), "the install was told TORCHACCEL_BUILD=none")
         return made
     made.add("cpu", missing_for_cpu(), forced=mode in ("cpu", "cuda"))
     if mode == "cpu":
         made.reasons["cuda"] = "the install was told TORCHACCEL_BUILD=cpu"
     else:
         made.add("cuda", missing_for_cuda(), forced=mode == "cuda")
+    made.add("data", missing_for_data(), forced=False)  # not kernels, and Python decoders stand in
     return made
 
 
 def missing_for_cpu() -> str | None:
     """Why the CPU kernels cannot be built here, or None."""
+    return missing_for_any() or (None if _sources("cpu", "cpp") else "there are no sources in csrc/cpu")
+
+
+def missing_for_data() -> str | None:
+    """Why the image decoders cannot be built here, or None."""
+    reason = missing_for_any() or (None if _sources("data", "cpp") else "there are no sources in csrc/data")
+    if reason is not None:
+        return reason
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 was not found beside this Python"
+    compiler = os.environ.get("CXX", "c++").split()
+    tried = subprocess.run([*compiler, "-fsyntax-only", "-x", "c++", "-"], input=_DATA_HEADERS, capture_output=True)
+    return (
+        None
+        if tried.returncode == 0
+        else (
+            "the headers of libjpeg-turbo and libpng were not found; install them (Debian: libjpeg62-turbo-dev libpng-dev)"
+        )
+    )
+
+
+def missing_for_any() -> str | None:
+    """Why nothing can be built here, or None."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return f"kernels are built on Linux x86-64, this is {sys.platform} {platform.machine()}"
     if importlib.util.find_spec("torch") is None:
@@ -73,8 +108,6 @@ def missing_for_cpu() -> str | None:
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler was found ({compiler}); install g++ or set CXX"
-    if not _sources("cpu", "cpp"):
-        return "there are no sources in csrc/cpu"
     return None
 
 
@@ -128,6 +161,22 @@ def cuda_extension(name: str) -> Extension:
     made.libraries += ["torch_cuda", "cudart_static", "rt", "dl", "pthread"]
     made.extra_link_args.append("-Wl,--exclude-libs,ALL")
     return made
+
+
+def data_extension() -> Extension:
+    """All of csrc/data as the Python module `torchaccel/_data.so`."""
+    import pybind11
+
+    return Extension(
+        "torchaccel._data",
+        _sources("data", "cpp"),
+        include_dirs=[os.path.abspath("csrc"), pybind11.get_include()],
+        libraries=["jpeg", "png", "pthread"],
+        depends=sorted(glob.glob("csrc/data/**", recursive=True)),
+        extra_compile_args={"cxx": list(_CXX_FLAGS)},
+        extra_link_args=["-Wl,--exclude-libs,ALL"],
+        language="c++",
+    )
 
 
 def _extension(name: str, folder: str, ending: str, flags: dict[str, list[str]]) -> Extension:

@@ -1,12 +1,14 @@
 """The one place that loads native libraries.
 
 Two libraries hold the kernels, on libtorch's stable ABI and without Python symbols: `_cpu.so`, and `_cuda.so` that is
-loaded only where torch has CUDA. `TORCHACCEL_CUDA_LIBRARY` names a CUDA library built elsewhere.
+loaded only where torch has CUDA. `TORCHACCEL_CUDA_LIBRARY` names a CUDA library built elsewhere. `_data.so` is the
+Python module of csrc/data, which decodes images.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import warnings
@@ -72,6 +74,16 @@ def build_info() -> dict[str, Any]:
     """What the install wrote about its build: {mode, torch, python, reasons}; empty where it wrote nothing."""
     path = _HERE / "_build_info.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def data() -> tuple[Any, str | None]:
+    """The module of csrc/data and None, or None and why it is not there."""
+    if not (_HERE / "_data.so").exists():
+        return None, build_info().get("reasons", {}).get("data", f"it was not built; {_REBUILD}")
+    try:
+        return importlib.import_module("torchaccel._data"), None
+    except ImportError as error:
+        return None, f"it does not load: {error}"
 
 
 def _load_cuda() -> _Library:
