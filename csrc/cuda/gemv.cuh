@@ -67,29 +67,9 @@ inline int64_t gemv_workspace(const GemvPlan& plan, int64_t m, int64_t n) {
   return plan.splits > 1 ? plan.splits * m * n * 4 : 0;
 }
 
-// Four int8 as floats: a float of 2^23 and more counts in ones in its low bits.
-__device__ inline void to_floats(uint32_t word, float (&to)[4]) {
-  const uint32_t shifted = word ^ 0x80808080u;  // + 128: no sign
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[i] = __fadd_rn(__int_as_float(static_cast<int>(__byte_perm(shifted, 0x4b000000u, 0x7440u | i))), -8388736.0f);
-  }
-}
-
 // The upper halves of two floats, the first one lowest: bfloat16 by truncation.
 __device__ inline uint32_t upper_halves(float low, float high) {
   return __byte_perm(static_cast<uint32_t>(__float_as_int(low)), static_cast<uint32_t>(__float_as_int(high)), 0x7632u);
-}
-
-// Two int8 as floats to two halves in a register; bfloat16 serves float32 too.
-template <typename X>
-__device__ inline uint32_t pack_halves(float low, float high) {
-  if constexpr (std::is_same_v<X, __half>) {
-    return static_cast<uint32_t>(__half_as_ushort(__float2half_rn(high))) << 16 |
-           __half_as_ushort(__float2half_rn(low));
-  } else {
-    return upper_halves(low, high);
-  }
 }
 
 // What a float keeps beyond its upper half, exactly; nothing where it is infinite.
@@ -168,11 +148,9 @@ __device__ inline void multiply(typename ptx::Sum<X>::type (&sums)[4], const uin
     float tile[kParts][4] = {};
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      float l[4], h[4];
-      to_floats(low[step], l);
-      to_floats(high[step], h);
-      const uint32_t a[4] = {pack_halves<Half>(l[0], l[1]), pack_halves<Half>(h[0], h[1]),
-                             pack_halves<Half>(l[2], l[3]), pack_halves<Half>(h[2], h[3])};
+      uint32_t a[4];
+      widen<Half>(low[step], a[0], a[2]);
+      widen<Half>(high[step], a[1], a[3]);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         const uint32_t b[2] = {x[part * 8 + 2 * step], x[part * 8 + 2 * step + 1]};
