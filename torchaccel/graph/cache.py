@@ -65,12 +65,17 @@ def _mask_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _settings(module: nn.Module) -> object:
+    """What a layer is made of; torch's own layers say it in their text."""
+    return module.config() if hasattr(module, "config") else repr(module)  # type: ignore[operator]
+
+
 def key(dense: nn.Module, dense_args: tuple[Tensor, ...], candidate: nn.Module, args: tuple[Tensor, ...]) -> str:
     """The fingerprint of one comparison, of two layers on the tensors that each would see."""
     facts = {
         "machine": machine(args[0].device),
-        "dense": [type(dense).__name__, dense.config()],  # type: ignore[operator]
-        "candidate": [type(candidate).__name__, candidate.config(), _mask_hash(candidate)],  # type: ignore[operator]
+        "dense": [type(dense).__name__, _settings(dense)],
+        "candidate": [type(candidate).__name__, _settings(candidate), _mask_hash(candidate)],
         "args": [[list(t.shape), list(t.stride()), str(t.dtype)] for t in (*dense_args, *args)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchaccel import measure
 from torchaccel.graph.cache import ChoiceCache, key
 from torchaccel.graph.connect import assemble
-from torchaccel.graph.fuse import Layer, layer_at
+from torchaccel.graph.pools import INT8_POOLS
 
 Tick = Callable[[str], None]
 
@@ -62,7 +62,7 @@ def _settled(dense: measure.Step, candidate: measure.Step) -> measure.Comparison
 
 
 def _timed(
-    dense: Layer,
+    dense: nn.Module,
     dense_args: tuple[Tensor, ...],
     candidate: nn.Module,
     args: tuple[Tensor, ...],
@@ -100,8 +100,10 @@ def kind(module: nn.Module) -> str:
     return f"{words} {pattern} sparse" if pattern else words + (" weight-only" if "WeightOnly" in name else "")
 
 
-def _shape(dense: Layer, args: tuple[Tensor, ...]) -> str:
-    x, weight = args[0], dense.weight
+def _shape(dense: nn.Module, args: tuple[Tensor, ...]) -> str:
+    x, weight = args[0], getattr(dense, "weight", None)
+    if weight is None:
+        return f"{tuple(x.shape)}"
     if weight.dim() == 4:
         return f"{tuple(x.shape)} * {tuple(weight.shape)}"
     return f"{tuple(x.shape)} @ {tuple(weight.shape)}"
@@ -178,8 +180,9 @@ class _Contest:
 
     def enter(self, name: str, reason: str) -> None:
         """A layer starts out dense."""
-        dense = layer_at(self.model, name)
-        zeros = float((dense.weight == 0).float().mean()) if dense.weight.numel() else 0.0
+        dense = self.model.get_submodule(name)
+        weight = getattr(dense, "weight", None)
+        zeros = 0.0 if weight is None or not weight.numel() else float((weight == 0).float().mean())
         layer = type(dense).__name__.removeprefix("Dense")
         shape = _shape(dense, self.dense_args[name])
         self.choices[name] = Choice(name, layer, shape, zeros, "dense float", 1.0, None, None, reason)
@@ -192,12 +195,11 @@ class _Contest:
             return
         assembled = assemble(self.model, trial)
         for name, args in arguments(assembled, timed, self.inputs).items():
-            candidate = assembled.get_submodule(name)
-            self._judge(
-                name,
-                trial[name],
-                _timed(layer_at(self.model, name), self.dense_args[name], candidate, args, self.cache),
-            )
+            candidate, dense = assembled.get_submodule(name), self.model.get_submodule(name)
+            if isinstance(candidate, INT8_POOLS) and args[0].is_floating_point():
+                self.enter(name, "kept dense: it is handed floats")
+            else:
+                self._judge(name, trial[name], _timed(dense, self.dense_args[name], candidate, args, self.cache))
             self.tick(name)
 
     def _able(self, trial: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:

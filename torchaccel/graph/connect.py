@@ -11,11 +11,19 @@ from torch import fx, nn
 
 from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import module_of, set_module, trace
-from torchaccel.nn import Int8Conv2d, Int8Linear, SparseInt8Conv2d
+from torchaccel.nn import (
+    Int8AdaptiveAvgPool2d,
+    Int8AvgPool2d,
+    Int8Conv2d,
+    Int8Linear,
+    Int8MaxPool2d,
+    SparseInt8Conv2d,
+)
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.quantize import QuantizeInt8
 
-INT8 = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)
+INT8 = (Int8Conv2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
+_ADDING = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)  # those that take a residual
 
 
 @dataclass(frozen=True)
@@ -24,9 +32,19 @@ class _Use:
     role: str  # "x" or "residual" of an int8 layer, or "other"
 
 
+def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node gives int8 back as it reads it, with the same scale: max-pooling and a change of shape."""
+    if node.op == "call_module":
+        return isinstance(module_of(graph, node), Int8MaxPool2d | nn.Flatten)
+    return node.target is torch.flatten or (node.op == "call_method" and node.target in ("flatten", "reshape"))
+
+
 def _uses(graph: fx.GraphModule, node: fx.Node) -> Iterator[_Use]:
-    """Who reads the value of `node`."""
+    """Who reads the value of `node`, directly or behind what passes it on."""
     for user in node.users:
+        if _passes(graph, user):
+            yield from _uses(graph, user)
+            continue
         if isinstance(module_of(graph, user), INT8):
             if user.args and user.args[0] is node:
                 yield _Use(user, "x")
@@ -61,7 +79,7 @@ def connect(graph: fx.GraphModule) -> None:
         if isinstance(layer, INT8) and all(use.role != "other" for use in uses):
             layer.set_output(wanted.scale, wanted.zero_point, wanted.dtype)
             for adding in (module_of(graph, use.node) for use in uses if use.role == "residual"):
-                assert isinstance(adding, INT8)
+                assert isinstance(adding, _ADDING)
                 adding.set_residual(wanted.scale, wanted.zero_point)
     for node in nodes:
         _share_quantization(graph, node)
@@ -79,7 +97,9 @@ def disconnect(graph: fx.GraphModule) -> None:
         if isinstance(module, QuantizeInt8):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-        elif isinstance(module, INT8) and (module.output_dtype != torch.float32 or module.int8_residual):
+        elif isinstance(module, INT8) and (
+            module.output_dtype != torch.float32 or getattr(module, "int8_residual", False)
+        ):
             alone = copy.deepcopy(module)
             alone.set_float()
             set_module(graph, str(node.target), alone)
@@ -89,7 +109,10 @@ def disconnect(graph: fx.GraphModule) -> None:
 
 def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
     """One quantization for a float value that several int8 layers read."""
-    layer = module_of(graph, node)
+    source = node
+    while _passes(graph, source) and isinstance(source.args[0], fx.Node):
+        source = source.args[0]
+    layer = module_of(graph, source)
     if isinstance(layer, INT8) and layer.output_dtype != torch.float32:
         return
     readers = [user for user in node.users if isinstance(module_of(graph, user), INT8) and user.args[0] is node]
@@ -101,7 +124,7 @@ def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
         name += "_"
     first = module_of(graph, readers[0])
     assert isinstance(first, INT8)
-    graph.add_submodule(name, QuantizeInt8(wanted).to(first.scale.device))
+    graph.add_submodule(name, QuantizeInt8(wanted).to(next(first.buffers()).device))
     with graph.graph.inserting_after(node):
         quantized = graph.graph.call_module(name, (node,))
     for reader in readers:

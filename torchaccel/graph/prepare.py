@@ -14,6 +14,7 @@ from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense
 from torchaccel.graph.lift import lift
+from torchaccel.graph.pools import lift_pools, pools, pools_to_float
 from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
 from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
@@ -32,12 +33,14 @@ class Prepared:
         names: the layers that can be exchanged.
         given: layers that were int8 or sparse already, by name, with what was fused; `dense` has float ones there.
         note: why the model was not traced, or None.
+        pools: pooling layers that can be exchanged; between int8 layers they pass int8 on.
     """
 
     dense: nn.Module
     names: list[str]
     given: dict[str, nn.Module] = field(default_factory=dict)
     note: str | None = None
+    pools: list[str] = field(default_factory=list)
 
 
 def _to_float(
@@ -107,6 +110,8 @@ def _replaced(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collectio
 def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     lift(graph)
     note_values(graph, inputs)
+    given_pools = pools_to_float(graph)
+    lift_pools(graph)
     _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
     fold(graph)
     given = _to_float(graph, inputs)
@@ -117,7 +122,7 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
             module.fuse_activation(fused)  # type: ignore[operator]
     graph.meta["torchaccel_inputs"] = [{"shape": list(x.shape), "dtype": str(x.dtype)} for x in inputs]
     graph.meta["torchaccel_graph"] = fingerprint(graph)
-    return Prepared(graph, layers(graph), given)
+    return Prepared(graph, layers(graph), given | given_pools, pools=pools(graph))
 
 
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}

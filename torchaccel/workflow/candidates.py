@@ -12,7 +12,7 @@ from torch import nn
 from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, int8_module, pattern_of
 from torchaccel.graph.fuse import Layer, layer_at
 from torchaccel.graph.prepare import Prepared
-from torchaccel.nn import InputRange, SparseConv2d
+from torchaccel.nn import InputRange, Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d, SparseConv2d
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.ops import has_kernel
 
@@ -48,12 +48,26 @@ def _int8(dense: Layer, int8: Int8, input_range: InputRange | None, pattern: str
     return module
 
 
+def _int8_pool(pool: nn.Module, input_range: InputRange | None) -> nn.Module:
+    if isinstance(pool, nn.MaxPool2d):
+        return Int8MaxPool2d.from_float(pool)
+    if input_range is None:
+        raise ValueError("the range of its input was not calibrated")
+    if isinstance(pool, nn.AvgPool2d):
+        return Int8AvgPool2d.from_float(pool, input_range)
+    assert isinstance(pool, nn.AdaptiveAvgPool2d)
+    return Int8AdaptiveAvgPool2d.from_float(pool, input_range)
+
+
 def _builds(
     prepared: Prepared, name: str, int8: Int8 | None, ranges: Mapping[str, InputRange]
 ) -> Iterator[Build | str]:
     """The forms of one layer, the sparsest first, or why there is none."""
     if name in prepared.given:
         yield lambda: prepared.given[name]
+        return
+    if name in prepared.pools:
+        yield partial(_int8_pool, prepared.dense.get_submodule(name), ranges.get(name))
         return
     dense = layer_at(prepared.dense, name)
     pattern = pattern_of(dense.weight)
@@ -79,7 +93,9 @@ def candidates(
     """
     alternatives: dict[str, list[nn.Module]] = {}
     kept: dict[str, str] = {}
-    for name in prepared.names:
+    # Pooling is exchanged only to hand int8 from one layer to the next.
+    between = prepared.pools if ranges or prepared.given else []
+    for name in (*prepared.names, *between):
         for build in _builds(prepared, name, int8, ranges or {}):
             try:
                 module = build if isinstance(build, str) else build()

@@ -20,7 +20,17 @@ from torchaccel import __version__
 from torchaccel.graph.connect import connect
 from torchaccel.graph.prepare import skeleton
 from torchaccel.graph.trace import UntraceableError, set_module
-from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn import (
+    Int8AdaptiveAvgPool2d,
+    Int8Add,
+    Int8AvgPool2d,
+    Int8Conv2d,
+    Int8Linear,
+    Int8LinearWeightOnly,
+    Int8MaxPool2d,
+    SparseConv2d,
+    SparseInt8Conv2d,
+)
 from torchaccel.nn.dense import DenseConv2d, DenseLinear
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.report import replacing
@@ -34,9 +44,13 @@ MAX_METADATA = 1 << 20
 LAYERS: dict[str, type[nn.Module]] = {
     "dense_conv2d": DenseConv2d,
     "dense_linear": DenseLinear,
+    "int8_adaptive_avg_pool2d": Int8AdaptiveAvgPool2d,
+    "int8_add": Int8Add,
+    "int8_avg_pool2d": Int8AvgPool2d,
     "int8_conv2d": Int8Conv2d,
     "int8_linear": Int8Linear,
     "int8_linear_weight_only": Int8LinearWeightOnly,
+    "int8_max_pool2d": Int8MaxPool2d,
     "sparse_conv2d": SparseConv2d,
     "sparse_int8_conv2d": SparseInt8Conv2d,
 }
@@ -209,11 +223,12 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
 
 
 def _same_sizes(there: nn.Module, made: nn.Module) -> None:
-    for size in ("in_channels", "out_channels", "kernel_size", "in_features", "out_features"):
-        if getattr(there, size, None) != getattr(made, size, None):
-            raise ValueError(
-                f"{size} is {getattr(there, size, None)} in the model, {getattr(made, size, None)} in the file"
-            )
+    for name in ("in_channels", "out_channels", "kernel_size", "output_size", "in_features", "out_features"):
+        given, expected = getattr(made, name, None), getattr(there, name, None)
+        if isinstance(given, tuple) and isinstance(expected, int):  # pooling layers keep one number for both sides
+            expected = expected, expected
+        if given != expected:
+            raise ValueError(f"{name} is {expected} in the model, {given} in the file")
 
 
 def load(

@@ -164,6 +164,6 @@ def _ranges(
     if not isinstance(int8, Int8Static):
         return {}
     with progress.step("calibrating", 1) as tick:
-        ranges = calibrate(prepared.dense, prepared.names, batches, int8, inputs)
+        ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], batches, int8, inputs)
         tick()
     return ranges

@@ -1,0 +1,88 @@
+"""Pooling layers of a graph: found, lifted from functions to modules, and put back to float."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from torchaccel.graph.shapes import value_of
+from torchaccel.graph.trace import calls, has_hooks, module_of, set_module
+from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
+
+Pool = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+INT8_POOLS = (Int8MaxPool2d, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
+
+_WINDOWS = ("kernel_size", "stride", "padding")
+_SIGNATURES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.max_pool2d: (nn.MaxPool2d, (*_WINDOWS, "dilation", "ceil_mode", "return_indices")),
+    torch.max_pool2d: (nn.MaxPool2d, (*_WINDOWS, "dilation", "ceil_mode")),
+    F.avg_pool2d: (nn.AvgPool2d, (*_WINDOWS, "ceil_mode", "count_include_pad", "divisor_override")),
+    F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
+}
+_MEANS = (torch.mean, "mean")
+
+
+def pools(graph: fx.GraphModule) -> list[str]:
+    """The pooling layers that can be exchanged: those called once, without hooks."""
+    found = {name: graph.get_submodule(name) for name, nodes in calls(graph).items() if len(nodes) == 1}
+    kinds = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+    return [name for name, module in found.items() if type(module) in kinds and not has_hooks(module)]
+
+
+def pools_to_float(graph: fx.GraphModule) -> dict[str, nn.Module]:
+    """Put float pooling in place of int8 pooling; returns copies of that by name."""
+    found = {str(n.target): m for n in graph.graph.nodes if isinstance(m := module_of(graph, n), INT8_POOLS)}
+    for name, module in found.items():
+        set_module(graph, name, module.to_float())
+    return {name: copy.deepcopy(module) for name, module in found.items()}
+
+
+def _settings(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """The arguments after the input, or None where the graph computes one."""
+    given = dict(zip(("input", *names), node.args, strict=False)) | dict(node.kwargs)
+    given.pop("input", None)
+    leaves = torch.utils._pytree.tree_leaves(given)
+    return None if given.keys() - set(names) or any(isinstance(leaf, fx.Node) for leaf in leaves) else given
+
+
+def _is_global_mean(node: fx.Node) -> bool:
+    """Whether a node is `x.mean((2, 3))` of [N, C, H, W], with or without keepdim."""
+    given = _settings(node, ("dim", "keepdim")) if node.target in _MEANS else None
+    value = value_of(node.all_input_nodes[0]) if node.all_input_nodes else None
+    if not given or value is None or len(value.shape) != 4 or not isinstance(given.get("dim"), tuple | list):
+        return False
+    return sorted(d % 4 for d in given["dim"]) == [2, 3]
+
+
+def lift_pools(graph: fx.GraphModule) -> None:
+    """Replace pooling functions, and means over height and width, by modules, in place; `note_values` comes before."""
+    for node in list(graph.graph.nodes):
+        if node.op not in ("call_function", "call_method"):
+            continue
+        flat = False
+        if node.target in _SIGNATURES:
+            kind, names = _SIGNATURES[node.target]
+            given = _settings(node, names)
+            if given is None or given.pop("return_indices", False):
+                continue
+            made = kind(**given)
+        elif _is_global_mean(node):
+            made, flat = nn.AdaptiveAvgPool2d(1), not (_settings(node, ("dim", "keepdim")) or {}).get("keepdim", False)
+        else:
+            continue
+        name = f"lifted_{node.name}"
+        if hasattr(graph, name):
+            continue
+        graph.add_submodule(name, made.eval())
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_module(name, (node.all_input_nodes[0],))
+            call.meta = copy.copy(node.meta)
+            result = graph.graph.call_function(torch.flatten, (call, 1)) if flat else call
+        node.replace_all_uses_with(result)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
