@@ -124,34 +124,35 @@ struct Vector {
 };
 
 template <typename Instruction>
-Vector vector(const char* name) {
+constexpr Vector vector(const char* name) {
   return {name, Instruction::kIn, Instruction::kOut, [](const uint32_t* in, uint32_t* out) {
             launch(vector_kernel<Instruction>, 1, kLanes, Instruction::kShared, nullptr, in, out);
           }};
 }
 
+inline constexpr Vector kVectors[] = {
+    vector<Mma<int8_t>>("mma int8"),
+    vector<Mma<uint8_t>>("mma uint8"),
+    vector<Mma<__half>>("mma float16"),
+    vector<Mma<__nv_bfloat16>>("mma bfloat16"),
+    vector<MmaSp<int8_t, 0>>("mma_sp int8"),
+    vector<MmaSp<uint8_t, 0>>("mma_sp uint8"),
+    vector<MmaSp<__half, 0>>("mma_sp float16, selector 0"),
+    vector<MmaSp<__half, 1>>("mma_sp float16, selector 1"),
+    vector<MmaSp<__nv_bfloat16, 0>>("mma_sp bfloat16, selector 0"),
+    vector<MmaSp<__nv_bfloat16, 1>>("mma_sp bfloat16, selector 1"),
+    vector<Dp4a<int8_t>>("dp4a int8"),
+    vector<Dp4a<uint8_t>>("dp4a uint8"),
+    vector<Ldmatrix<4>>("ldmatrix_x4"),
+    vector<Ldmatrix<2>>("ldmatrix_x2"),
+    vector<CpAsync<4>>("cp_async 4"),
+    vector<CpAsync<8>>("cp_async 8"),
+    vector<CpAsync<16>>("cp_async 16"),
+    vector<LoadOnce>("load_once"),
+};
+
 inline const Vector* find(const char* name) {
-  static const Vector all[] = {
-      vector<Mma<int8_t>>("mma int8"),
-      vector<Mma<uint8_t>>("mma uint8"),
-      vector<Mma<__half>>("mma float16"),
-      vector<Mma<__nv_bfloat16>>("mma bfloat16"),
-      vector<MmaSp<int8_t, 0>>("mma_sp int8"),
-      vector<MmaSp<uint8_t, 0>>("mma_sp uint8"),
-      vector<MmaSp<__half, 0>>("mma_sp float16, selector 0"),
-      vector<MmaSp<__half, 1>>("mma_sp float16, selector 1"),
-      vector<MmaSp<__nv_bfloat16, 0>>("mma_sp bfloat16, selector 0"),
-      vector<MmaSp<__nv_bfloat16, 1>>("mma_sp bfloat16, selector 1"),
-      vector<Dp4a<int8_t>>("dp4a int8"),
-      vector<Dp4a<uint8_t>>("dp4a uint8"),
-      vector<Ldmatrix<4>>("ldmatrix_x4"),
-      vector<Ldmatrix<2>>("ldmatrix_x2"),
-      vector<CpAsync<4>>("cp_async 4"),
-      vector<CpAsync<8>>("cp_async 8"),
-      vector<CpAsync<16>>("cp_async 16"),
-      vector<LoadOnce>("load_once"),
-  };
-  for (const Vector& each : all) {
+  for (const Vector& each : kVectors) {
     if (std::strcmp(each.name, name) == 0) return &each;
   }
   return nullptr;
