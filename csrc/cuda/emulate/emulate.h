@@ -1,144 +1,82 @@
-// Runs CUDA kernels on the CPU, for tests: g++ compiles the same .cuh files against the headers of this folder.
+// A CPU that runs CUDA kernels, for tests: g++ compiles the same .cuh files against the headers of this folder. It is a
+// hostile machine: what a GPU is free to do, it does, and what a kernel must not do, it reports.
 //
-// One OS thread runs the blocks in turn, each CUDA thread as a ucontext fiber. A fiber runs until a barrier or a warp
-// collective; then another one goes on, picked at random, since a GPU promises no order. All waiting with nobody to
-// release them is a deadlock, which ends the process with a message. Shared memory is static and not filled with
-// garbage between blocks, and copies land at once: reads of what was never written, and late copies, are left to a real
-// GPU.
+// Threads of a block are fibers of one OS thread, blocks run in turn; the order of both is forward, reversed or random.
+// Kernels are compiled with -fsanitize=thread, but hooks.cpp takes the place of the sanitizer's library: every load and
+// store of every fiber comes by with its address before it happens. So are reported, as `emulate_report`, and the
+// launch is abandoned at:
+//   global memory: accesses outside of the registered buffers, writes to inputs, outputs written twice or read,
+//     workspaces read before they are written, or written and read (or written) by threads that nothing orders
+//   shared memory: accesses outside of what the launch asked for; reads of bytes that the block never wrote; two
+//   threads
+//     at one byte, one of them writing, without a barrier between them
+//   cp.async: any access to bytes under way; copies not waited for. They land in the issuer's wait and no sooner, or,
+//   in
+//     the other mode, at once, so that what lands too early is overwritten and shows in the results
+//   addresses that are not aligned; divergent collectives and barriers; deadlocks; sparse metadata out of order
+// __syncthreads and __syncwarp order memory, shuffles and other collectives do not.
+//
+// To test a kernel: write tests/csrc/cuda/X.cpp, extern "C" functions over the host functions of X.cuh (integers as
+// int64_t, floats as float), and call them from a test by harness.py, which compiles them and has the details.
+// quantize_int8.cpp and test_emulated_quantize_int8.py show how.
 #pragma once
 
-#include <ucontext.h>
-
+#include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <utility>
-#include <vector>
 
 namespace emulate {
 
-struct Dim3 {
-  unsigned x = 1, y = 1, z = 1;
-};
-
 constexpr int kWarp = 32;
-constexpr size_t kStack = 128 << 10;
 
-struct Fiber {
-  ucontext_t context{};
-  std::vector<char> stack = std::vector<char>(kStack);
-  Dim3 thread;
-  enum { kReady, kAtBarrier, kAtWarp, kDone } state = kDone;
-  uint32_t deposit = 0;  // what the lane gave to the collective under way
+struct Index {
+  unsigned x;
 };
 
-struct Machine {
-  std::vector<Fiber> fibers;
-  ucontext_t scheduler{};
-  int threads = 0, running = 0;
-  Dim3 block, grid;
-  void (*entry)(void*) = nullptr;
-  void* arguments = nullptr;
-  std::minstd_rand order{1};
+// Runs body(arguments) in each thread of each block; `kernel` names it in reports.
+void launch(const void* kernel, int64_t blocks, int threads, int64_t shared, void (*body)(const void*),
+            const void* arguments, size_t bytes);
+
+// Instructions of the fiber that runs.
+void barrier();
+void sync_warp();
+
+// What the 32 lanes of a warp do together: the last to come runs it on what all gave.
+struct Collective {
+  const char* name;
+  void (*run)(void* const (&lanes)[kWarp]);
 };
+void collective(const Collective& what, void* given);
 
-inline Machine& machine() {
-  static Machine made;
-  return made;
-}
+void copy_async(void* shared, const void* global, int bytes);
+void commit_copies();
+void wait_copies(int pending);
 
-inline Fiber& self() { return machine().fibers[machine().running]; }
+// For loads that the hooks do not see.
+void check_global_read(const void* global, int bytes);
 
-// Gives way until the scheduler has released the fiber from `state`.
-inline void wait(decltype(Fiber::state) state) {
-  Fiber& fiber = self();
-  fiber.state = state;
-  swapcontext(&fiber.context, &machine().scheduler);
-}
+// Types of mma's B operand.
+enum class Type { kInt8, kUint8, kHalf, kBfloat16 };
 
-inline void body() {
-  machine().entry(machine().arguments);
-  self().state = Fiber::kDone;
-  swapcontext(&self().context, &machine().scheduler);
-}
+struct Fragments {
+  uint32_t d[4], a[4], b[4], metadata;
+};
+const Collective& mma(Type type);
+const Collective& mma_sparse(Type type, int selector);
 
-// Releases the fibers [first, last) if all that live wait in `state`; whether any did.
-inline bool release(int first, int last, decltype(Fiber::state) state) {
-  Machine& m = machine();
-  int waiting = 0;
-  for (int i = first; i < last; ++i) {
-    if (m.fibers[i].state == Fiber::kDone) continue;
-    if (m.fibers[i].state != state) return false;
-    ++waiting;
-  }
-  for (int i = first; i < last; ++i) {
-    if (m.fibers[i].state == state) m.fibers[i].state = Fiber::kReady;
-  }
-  return waiting > 0;
-}
+struct Rows {
+  uint32_t d[4];
+  const void* row;
+};
+const Collective& load_matrices(int count);
 
-inline void run_block() {
-  Machine& m = machine();
-  for (int i = 0; i < m.threads; ++i) {
-    Fiber& fiber = m.fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = nullptr;
-    fiber.thread = {static_cast<unsigned>(i), 0, 0};
-    fiber.state = Fiber::kReady;
-    makecontext(&fiber.context, body, 0);
-  }
-  for (;;) {
-    int ready = 0;
-    const int start = static_cast<int>(m.order() % m.threads);
-    for (int i = 0; i < m.threads; ++i) {
-      m.running = (start + i) % m.threads;
-      if (self().state != Fiber::kReady) continue;
-      ++ready;
-      swapcontext(&m.scheduler, &self().context);
-    }
-    bool moved = ready > 0;
-    for (int first = 0; first < m.threads; first += kWarp) {
-      moved |= release(first, first + kWarp < m.threads ? first + kWarp : m.threads, Fiber::kAtWarp);
-    }
-    moved |= release(0, m.threads, Fiber::kAtBarrier);
-    if (moved) continue;
-    for (int i = 0; i < m.threads; ++i) {
-      if (m.fibers[i].state == Fiber::kDone) continue;
-      std::fprintf(stderr, "emulate: deadlock in block %u, thread %d waits at a %s\n", m.block.x, i,
-                   m.fibers[i].state == Fiber::kAtBarrier ? "barrier" : "warp collective");
-      std::abort();
-    }
-    return;
-  }
-}
-
-// The value that lane `from(lane)` of the warp gave. Every living lane must come: partial masks are not emulated.
-template <typename From>
-uint32_t exchange(uint32_t value, From from) {
-  Machine& m = machine();
-  self().deposit = value;
-  wait(Fiber::kAtWarp);
-  const int lane = m.running % kWarp;
-  const uint32_t got = m.fibers[m.running - lane + from(lane)].deposit;
-  wait(Fiber::kAtWarp);  // nobody deposits anew before all have read
-  return got;
-}
-
-template <typename Kernel>
-void launch(int64_t blocks, int threads, Kernel kernel) {
-  Machine& m = machine();
-  if (static_cast<int>(m.fibers.size()) < threads) m.fibers.resize(threads);
-  m.threads = threads;
-  m.grid = {static_cast<unsigned>(blocks), 1, 1};
-  m.arguments = &kernel;
-  m.entry = [](void* given) { (*static_cast<Kernel*>(given))(); };
-  for (int64_t block = 0; block < blocks; ++block) {
-    m.block = {static_cast<unsigned>(block), 0, 0};
-    run_block();
-  }
-}
+struct Shuffle {
+  uint64_t given, got;
+  int from;  // the lane to take it from
+};
+extern const Collective shuffle;
 
 }  // namespace emulate
+
+// Constants while a thread runs, which the runtime sets at each switch.
+extern const emulate::Index threadIdx, blockIdx, blockDim, gridDim;
+extern uint8_t* const emulate_shared_memory;

@@ -1,0 +1,88 @@
+// The functions of ptx.cuh for the emulated machine.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace torchaccel::cuda::ptx {
+
+template <typename X>
+struct Sum {
+  using type = std::conditional_t<sizeof(X) == 1, int32_t, float>;
+};
+
+inline uint8_t* shared_memory() { return emulate_shared_memory; }
+
+template <int kBytes>
+inline void cp_async(void* shared, const void* global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  emulate::copy_async(shared, global, kBytes);
+}
+
+inline void cp_async_commit() { emulate::commit_copies(); }
+
+template <int kPending>
+inline void cp_async_wait() {
+  emulate::wait_copies(kPending);
+}
+
+inline void ldmatrix_x4(uint32_t (&d)[4], const void* row) {
+  emulate::Rows rows{{}, row};
+  emulate::collective(emulate::load_matrices(4), &rows);
+  std::memcpy(d, rows.d, sizeof(d));
+}
+
+inline void ldmatrix_x2(uint32_t (&d)[2], const void* row) {
+  emulate::Rows rows{{}, row};
+  emulate::collective(emulate::load_matrices(2), &rows);
+  std::memcpy(d, rows.d, sizeof(d));
+}
+
+template <typename X>
+constexpr emulate::Type type_of() {
+  if (std::is_same_v<X, int8_t>) return emulate::Type::kInt8;
+  if (std::is_same_v<X, uint8_t>) return emulate::Type::kUint8;
+  static_assert(sizeof(X) == 1 || std::is_same_v<X, __half> || std::is_same_v<X, __nv_bfloat16>);
+  return std::is_same_v<X, __half> ? emulate::Type::kHalf : emulate::Type::kBfloat16;
+}
+
+template <typename X>
+inline void mma(typename Sum<X>::type (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulate::Fragments given{{}, {a[0], a[1], a[2], a[3]}, {b[0], b[1], 0, 0}, 0};
+  std::memcpy(given.d, d, sizeof(d));
+  emulate::collective(emulate::mma(type_of<X>()), &given);
+  std::memcpy(d, given.d, sizeof(d));
+}
+
+template <typename X, int kSelector>
+inline void mma_sp(typename Sum<X>::type (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t metadata) {
+  static_assert(kSelector == 0 || (kSelector == 1 && sizeof(X) == 2));
+  emulate::Fragments given{{}, {a[0], a[1], a[2], a[3]}, {b[0], b[1], b[2], b[3]}, metadata};
+  std::memcpy(given.d, d, sizeof(d));
+  emulate::collective(emulate::mma_sparse(type_of<X>(), kSelector), &given);
+  std::memcpy(d, given.d, sizeof(d));
+}
+
+template <typename X>
+inline int32_t dp4a(uint32_t x, uint32_t w, int32_t c) {
+  auto sum = static_cast<uint32_t>(c);
+  for (int i = 0; i < 4; ++i) {
+    const int term = static_cast<X>(x >> 8 * i & 255) * static_cast<int8_t>(w >> 8 * i & 255);
+    sum += static_cast<uint32_t>(term);
+  }
+  return static_cast<int32_t>(sum);
+}
+
+inline uint4 load_once(const void* global) {
+  emulate::check_global_read(global, sizeof(uint4));
+  uint4 v;
+  std::memcpy(&v, global, sizeof(v));
+  return v;
+}
+
+}  // namespace torchaccel::cuda::ptx
