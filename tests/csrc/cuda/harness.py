@@ -36,7 +36,7 @@ KERNEL = (
     "-O1 -Wno-unknown-pragmas -ftrivial-auto-var-init=pattern "
     "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"
 ).split()
-LINK = "-shared -ldl -Wl,-Bsymbolic,--wrap=memcpy,--wrap=memmove,--wrap=memset".split()
+WATCHED = "-Wl,-Bsymbolic,--wrap=memcpy,--wrap=memmove,--wrap=memset"
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,23 @@ def _dense(tensor: Tensor) -> bool:
 @cache
 def compiled(name: str, csrc: Path = CSRC) -> Kernels:
     """tests/csrc/cuda/<name>.cpp on the kernels of `csrc` (a changed copy, say), from a cache if nothing changed."""
-    machine = [_object(source, ["-O2"], CSRC) for source in sorted((CSRC / "emulate").glob("*.cpp"))]
     kernel = _object(Path(__file__).with_name(f"{name}.cpp"), KERNEL, csrc)
-    key = hashlib.sha256(" ".join([*LINK, kernel.name, *(each.name for each in machine)]).encode()).hexdigest()[:16]
-    made = CACHE / f"{name}-{key}.so"
+    return Kernels(_library(name, [str(kernel), str(_machine()), WATCHED]))
+
+
+@cache
+def _machine() -> Path:
+    """The machine is a library of its own, so that no code of the standard library is shared with watched kernels."""
+    objects = [_object(source, ["-O2"], CSRC) for source in sorted((CSRC / "emulate").glob("*.cpp"))]
+    return _library("machine", [*map(str, objects), "-ldl"])
+
+
+def _library(name: str, arguments: list[str]) -> Path:
+    command = [*COMMON, "-shared", *arguments]
+    made = CACHE / f"{name}-{hashlib.sha256(' '.join(command).encode()).hexdigest()[:16]}.so"
     if not made.exists():
-        _make(made, [*COMMON, str(kernel), *map(str, machine), *LINK])
-    return Kernels(made)
+        _make(made, command)
+    return made
 
 
 def _object(source: Path, flags: list[str], csrc: Path) -> Path:
