@@ -1,6 +1,6 @@
 """What changes weights: pruning masks, int8 and the calibration it needs."""
 
-from torchaccel.compress.calibrate import calibrate
+from torchaccel.compress.calibrate import calibrate, residual_of
 from torchaccel.compress.configs import Int8Dynamic, Int8Static, Int8WeightOnly
 from torchaccel.compress.convert import int8_module
 from torchaccel.compress.masks import finalize_masks_
@@ -22,6 +22,7 @@ __all__ = [
     "int8_module",
     "pattern_of",
     "quantize_",
+    "residual_of",
     "sparsify_",
     "sparsity_of",
     "why_kept",

@@ -49,15 +49,22 @@ def _inputs_needed(model: nn.Module) -> int:
     return max(1, sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters))
 
 
-def _hook(name: str, observer: MinMaxObserver) -> Callable:
+def residual_of(name: str) -> str:
+    """The key under which `calibrate` gives the range of a layer's residual; layers have no submodules."""
+    return f"{name}.residual"
+
+
+def _hook(name: str, observers: dict[str, MinMaxObserver], observer: type[MinMaxObserver]) -> Callable:
     def observe(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        try:
-            observer.observe(x.detach())
-        except ValueError as error:
-            raise ValueError(
-                f"calibration: layer {name!r}: {error}; calibrate with inputs on which the model is finite"
-            ) from None
+        for key, x in zip((name, residual_of(name)), args or kwargs.values(), strict=False):
+            if not isinstance(x, Tensor):
+                continue
+            try:
+                observers.setdefault(key, observer()).observe(x.detach())
+            except ValueError as error:
+                raise ValueError(
+                    f"calibration: layer {name!r}: {error}; calibrate with inputs on which the model is finite"
+                ) from None
 
     return observe
 
@@ -80,7 +87,8 @@ def calibrate(
         inputs: how many inputs the model is called with; None is as many as its forward cannot do without.
 
     Returns:
-        The range by name, for the layers that were reached; uint8, with zero point 0 where no input was negative.
+        The range by name, for the layers that were reached; uint8, with zero point 0 where no input was negative. The
+        range of a second input, a residual, is under `residual_of(name)`.
 
     Raises:
         ValueError: no batch, a batch without an input tensor, or a layer that saw NaN or an infinity.
@@ -90,16 +98,14 @@ def calibrate(
     Quantization, 2021, section 3.1.
     """
     config = Int8Static() if config is None else config
-    observers = {name: OBSERVERS[config.observer]() for name in names}
-    seen: set[str] = set()
+    observers: dict[str, MinMaxObserver] = {}
     needed = _inputs_needed(model) if inputs is None else inputs
     device = next((p.device for p in model.parameters()), None)
     handles = []
     try:
-        for name, observer in observers.items():
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(_hook(name, observer), with_kwargs=True))
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: seen.add(name)))
+        for name in names:
+            observe = _hook(name, observers, OBSERVERS[config.observer])
+            handles.append(model.get_submodule(name).register_forward_pre_hook(observe, with_kwargs=True))
         count = 0
         with evaluating(model):
             for batch in islice(batches, config.batches):
@@ -110,4 +116,4 @@ def calibrate(
             handle.remove()
     if count == 0:
         raise ValueError("calibration: it holds no batch, accepted is at least one")
-    return {name: observer.range() for name, observer in observers.items() if name in seen}
+    return {name: observer.range() for name, observer in observers.items()}

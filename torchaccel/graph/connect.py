@@ -55,9 +55,12 @@ def _uses(graph: fx.GraphModule, node: fx.Node) -> Iterator[_Use]:
 
 
 def _common_range(graph: fx.GraphModule, uses: list[_Use]) -> InputRange | None:
-    """The one static range that all readers of x expect, or None."""
+    """The one static range that all readers of x expect, or of a value that is a residual alone, its own; or None."""
     readers = [module_of(graph, use.node) for use in uses if use.role == "x"]
     ranges = {reader.input_range() for reader in readers if isinstance(reader, INT8)}
+    if not readers:
+        adding = [module_of(graph, use.node) for use in uses if use.role == "residual"]
+        ranges = {layer.residual_range for layer in adding if isinstance(layer, _ADDING)}
     return ranges.pop() if len(ranges) == 1 else None
 
 

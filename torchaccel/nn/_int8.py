@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchaccel.nn._ranged import RangedModule, name_of
 from torchaccel.nn.input_range import InputRange
-from torchaccel.ops import _check
+from torchaccel.ops import _check, _tiles
 
 
 class Int8Module(RangedModule):
@@ -32,6 +32,8 @@ class Int8Module(RangedModule):
     residual_zero_point: Tensor | None
     colsum: Tensor | None
     packed: Tensor | None
+    residual_range: InputRange | None = None
+    """The calibrated range of the residual, for whoever makes it int8; no part of the state."""
 
     def __init__(
         self,
@@ -124,6 +126,10 @@ class Int8Module(RangedModule):
             self.bias = bias.detach().to(torch.float32).clone()
         if input is not None:
             self.set_input(input.scale, input.zero_point, input.dtype)
+
+    def is_two_four(self) -> bool:
+        """Whether the weight is packed as 2:4, so that the kernel takes half the products."""
+        return _tiles.holds_two_four(self.packed) if self._device().type == "cuda" else False
 
     def _refuse_int8(self, x: Tensor) -> None:
         if x.dtype in _check.INT8:

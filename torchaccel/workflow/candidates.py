@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, int8_module, pattern_of
+from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, int8_module, pattern_of, residual_of
 from torchaccel.graph.fuse import Layer, layer_at
 from torchaccel.graph.prepare import Prepared
 from torchaccel.nn import InputRange, Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d, SparseConv2d
@@ -42,9 +43,13 @@ def _sparse_float(dense: Layer, pattern: str) -> nn.Module:
     return module
 
 
-def _int8(dense: Layer, int8: Int8, input_range: InputRange | None, pattern: str | None) -> nn.Module:
-    module = int8_module(dense.to_float(), int8, input_range, pattern=pattern)
-    module.fuse_activation(dense.activation)  # type: ignore[operator]
+def _int8(
+    dense: Layer, int8: Int8, input_range: InputRange | None, residual_range: InputRange | None, pattern: str | None
+) -> nn.Module:
+    module: Any = int8_module(dense.to_float(), int8, input_range, pattern=pattern)
+    module.fuse_activation(dense.activation)
+    if residual_range is not None:
+        module.residual_range = residual_range
     return module
 
 
@@ -73,7 +78,7 @@ def _builds(
     pattern = pattern_of(dense.weight)
     if int8 is not None:
         for form in dict.fromkeys((pattern, None)):
-            yield partial(_int8, dense, int8, ranges.get(name), form)
+            yield partial(_int8, dense, int8, ranges.get(name), ranges.get(residual_of(name)), form)
     elif pattern is not None:
         yield partial(_sparse_float, dense, pattern)
     else:
