@@ -36,6 +36,7 @@ int64_t first_task(const SparseWeights& w, int64_t panels, int64_t blocks, int64
   return target / each * blocks + block;
 }
 
+// The last three arguments are the tiles that the CUDA kernel reads.
 Tensor sparse_int8_conv2d(const Tensor& a, const Tensor& values, const Tensor& columns, const Tensor& row_offsets,
                           const Tensor& colsum, const Tensor& scale_a, const Tensor& scale_b,
                           const OptionalTensor& zero_point, const OptionalTensor& bias, const OptionalTensor& residual,
@@ -43,7 +44,8 @@ Tensor sparse_int8_conv2d(const Tensor& a, const Tensor& values, const Tensor& c
                           const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                           const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                           const std::string& activation, ScalarType out_dtype, const OptionalTensor& scale_out,
-                          const OptionalTensor& zero_point_out) {
+                          const OptionalTensor& zero_point_out, const OptionalTensor&, const OptionalTensor&,
+                          const OptionalTensor&) {
   Arguments args("sparse_int8_conv2d", a);
   const bool is_signed = is_signed_int8(args.op(), "a", a.scalar_type());
   check_dtype(args.op(), "values", values.scalar_type(), {ScalarType::Char});

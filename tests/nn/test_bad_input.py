@@ -65,10 +65,11 @@ def test_constructor_arguments(change: dict, match: str) -> None:
 
 
 def test_sparse_constructor_arguments() -> None:
-    with pytest.raises(ValueError, match="pattern is '2:4', accepted are 1x4, 4x4"):
-        SparseInt8Conv2d(16, 32, 3, pattern="2:4")
-    with pytest.raises(ValueError, match="pattern is '3x3'"):
-        SparseConv2d(16, 32, 3, pattern="3x3")
+    for cls in (SparseInt8Conv2d, SparseConv2d):
+        with pytest.raises(ValueError, match=r"pattern is '3x3', accepted are unstructured, 1x4, .*tile"):
+            cls(16, 32, 3, pattern="3x3")
+        with pytest.raises(ValueError, match="divisible by 64 and input channels by 64, given 64 and 32"):
+            cls(32, 64, 3, pattern="tile")
     with pytest.raises(ValueError, match="blocks is 1153, accepted are 0 to 1152"):
         SparseInt8Conv2d(16, 32, 3, blocks=1153)
     with pytest.raises(ValueError, match="input channels by 4, given 32 and 18"):

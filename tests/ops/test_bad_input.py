@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torchaccel import ops
-from torchaccel.ops import _library, blocks
+from torchaccel.ops import _check, _library, blocks
 
 Z = torch.zeros(1, dtype=torch.int32)
 
@@ -90,6 +90,7 @@ CONV = [
 SPARSE = [
     ({"values": q(3, 2, 4)}, r"values has shape \(3, 2, 4\)"),
     ({"values": torch.ones(72, 1, 4)}, "values is torch.float32"),
+    ({"values": q(72, 64, 64)}, r"a has C=8, accepted are multiples of the block's 64"),
 ]
 
 
@@ -161,10 +162,27 @@ def test_blocks(changed: dict, says: str) -> None:
         blocks.check("sparse", **(given | changed), width=18)
 
 
+def test_tiles_that_were_skipped_need_all_three_arguments() -> None:
+    tiles, index = torch.zeros(1, 1, 4096, dtype=torch.int8), Z
+    accepted = "accepted are packed, or packed, tile_columns and tile_offsets"
+    for given in (
+        {"tile_columns": index},
+        {"packed": tiles, "tile_offsets": index},
+        {"tile_columns": index, "tile_offsets": index},
+    ):
+        with pytest.raises(ValueError, match=f"^x: {' and '.join(given)} given alone; {accepted}"):
+            _check.tiles("x", **{"packed": None, "tile_columns": None, "tile_offsets": None} | given)
+
+
 def test_float_ops() -> None:
     values, columns, row_offsets = blocks.to_blocks(torch.ones(4, 8, 3, 3), "1x4")
     with pytest.raises(ValueError, match="sparse_conv2d: x has C=7"):
         ops.sparse_conv2d(torch.ones(1, 7, 6, 6), values, columns, row_offsets, (3, 3))
+    with pytest.raises(ValueError, match=r"values has shape \(18, 2, 8\), accepted are \[blocks, 1, 1\]"):
+        ops.sparse_conv2d(torch.ones(1, 8, 6, 6), values.view(-1, 2, 8), columns, row_offsets, (3, 3))
+    with pytest.raises(ValueError, match=r"residual is torch\.float16, accepted are torch\.float32"):
+        residual = torch.ones(1, 4, 4, 4).half()
+        ops.sparse_conv2d(torch.ones(1, 8, 6, 6), values, columns, row_offsets, (3, 3), residual=residual)
     with pytest.raises(ValueError, match=r"values is torch\.float32, accepted are torch\.float16"):
         ops.sparse_conv2d(torch.ones(1, 8, 6, 6).half(), values, columns, row_offsets, (3, 3))
     with pytest.raises(ValueError, match=r"x has shape \(2, 7\), b has \(5, 8\)"):

@@ -10,6 +10,7 @@ from torchaccel import _native, ops
 from torchaccel.ops import blocks
 
 OPS = torch.ops.torchaccel
+NO_TILES = (None, None, None)
 SIZES = [(2, 8, 9, 7), (1, 4, 1, 1), (3, 4, 5, 1), (0, 8, 9, 7)]
 
 
@@ -78,12 +79,11 @@ def _cases() -> list[tuple[str, tuple]]:
             cases.append(("int8_conv2d", (a, weight, *head, *_conv_tail(8, out), None)))
             for pattern in ("1x4", "4x4"):
                 compressed = blocks.to_blocks(weight, pattern)
-                cases.append(("sparse_int8_conv2d", (a, *compressed, *head, [3, 3], *_conv_tail(0, out))))
+                cases.append(("sparse_int8_conv2d", (a, *compressed, *head, [3, 3], *_conv_tail(0, out), *NO_TILES)))
         values, columns, offsets = blocks.to_blocks(weight.float(), "1x4")
         x = torch.randn(shape)
-        cases.append(
-            ("sparse_conv2d", (x, values, columns, offsets, _rand(8), None, [3, 3], [1, 2], [1, 1], [1, 1], "relu"))
-        )
+        geometry = [3, 3], [1, 2], [1, 1], [1, 1]
+        cases.append(("sparse_conv2d", (x, values, columns, offsets, _rand(8), None, *geometry, "relu", *NO_TILES)))
     return cases
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchaccel.ops import _check, blocks
+from torchaccel.ops import _check, _tiles, blocks
+
+TILES = ("packed", "tile_columns", "tile_offsets")
+"""The buffers that hold the weight as the CUDA kernels read it, None on a CPU."""
 
 
 def block_grid(
@@ -34,6 +37,19 @@ def empty(
         columns.to(torch.int32),
         row_offsets.to(torch.int32),
     )
+
+
+def set_tiles(module: nn.Module, made: _tiles.Packed | None) -> None:
+    """Keep packed weights in the buffers of `TILES`."""
+    for name, part in zip(TILES, made or (None, None, None), strict=True):
+        setattr(module, name, part)
+
+
+def why_no_gain(packed: Tensor | None, tile_columns: Tensor | None) -> str | None:
+    """Why a CUDA kernel takes as long for these pruned weights as for dense ones, or None; None on a CPU as well."""
+    if packed is None or tile_columns is not None or _tiles.holds_two_four(packed):
+        return None
+    return "its zeros leave no tile of 64 x 64 empty and are not 2:4, which is what the CUDA kernels skip"
 
 
 def check_state(owner: str, state: dict[str, Tensor], width: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchaccel.ops import has_kernel
+
 
 class PackedModule(nn.Module):
     """A module that holds canonical weights in persistent buffers and derives the kernel's layout from them.
@@ -14,6 +16,9 @@ class PackedModule(nn.Module):
     What is derived never travels: it is left out of state dicts and pickles and made anew by `pack` after a load, an
     unpickling, a deepcopy or a move to another device, so that it always matches the weights and the machine.
     """
+
+    op = ""
+    """The op that the module calls."""
 
     derived: tuple[str, ...] = ()
     """Names of the buffers that `pack` sets; None in each stands for "not derived", which the ops take as well."""
@@ -28,6 +33,14 @@ class PackedModule(nn.Module):
     def pack(self) -> None:
         """Derive the buffers of the kernel's layout from the canonical ones."""
         raise NotImplementedError
+
+    def unsupported(self, device: torch.device) -> str | None:
+        """Why no native kernel would serve the layer on `device`, or None."""
+        return (
+            None
+            if has_kernel(self.op, device)
+            else f"no native kernel for {self.op} on {device}, see torchaccel doctor"
+        )
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Raise ValueError where the named buffers hold values that no kernel may see."""
@@ -55,7 +68,11 @@ class PackedModule(nn.Module):
                     self._buffers[name] = old.to(new.device)
         if device.type == "meta":
             self._forget()  # `to_empty` leaves arbitrary bytes, no weights yet
-        elif self._device() != device:
+        elif self._device() != device or any(
+            self._buffers[name].dtype != old.dtype
+            for name, old in before.items()
+            if name not in self.derived  # type: ignore[union-attr]
+        ):
             self._repack()
         return self
 

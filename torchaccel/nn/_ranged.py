@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchaccel.nn._packed import PackedModule
 from torchaccel.nn.input_range import InputRange
-from torchaccel.ops import _check, has_kernel, quantize_int8
+from torchaccel.ops import _check, quantize_int8
 
 DTYPES = {"float32": torch.float32, "int8": torch.int8, "uint8": torch.uint8}
 _HALVES = (torch.float16, torch.bfloat16)
@@ -28,7 +28,6 @@ class RangedModule(PackedModule):
         output_dtype: "float32" (or the half type of the input), "int8" or "uint8" with a static scale.
     """
 
-    op = ""
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     output_scale: Tensor | None
@@ -109,4 +108,4 @@ class RangedModule(PackedModule):
         return self.output_dtype
 
     def _kernel(self) -> str:
-        return f"kernel={'native' if has_kernel(self.op, self._device()) else 'reference'}"
+        return f"kernel={'native' if self.unsupported(self._device()) is None else 'reference'}"

@@ -14,6 +14,8 @@ from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn._ranged import name_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_linear import dynamic_dtype
+from torchaccel.ops import blocks
+from torchaccel.ops.int8_conv2d import supports
 
 
 class Int8Conv2d(Int8Conv):
@@ -21,6 +23,8 @@ class Int8Conv2d(Int8Conv):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in `nn.Conv2d`, in integers.
+        two_four: whether a weight that is 2:4 (at most two of four neighbouring inputs are not zero) is packed as such
+            on CUDA, for half the products.
         Others: see `Int8Module`; a dynamic input has one scale per image.
 
     Shape: x [N, C, H, W] float, or of the input dtype when the input is static; any strides. Returns [N, O, OH, OW],
@@ -47,11 +51,13 @@ class Int8Conv2d(Int8Conv):
         input_dtype: str = "uint8",
         output_dtype: str = "float32",
         int8_residual: bool = False,
+        two_four: bool = True,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             activation, input, input_dtype, output_dtype, int8_residual,
         )  # fmt: skip
+        self.two_four = two_four
         self.register_buffer(
             "weight", torch.zeros(out_channels, in_channels // groups, *self.kernel_size, dtype=torch.int8)
         )
@@ -93,11 +99,14 @@ class Int8Conv2d(Int8Conv):
         return _weights.float_layer(nn.Conv2d, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "groups": self.groups}
+        return {**super().config(), "groups": self.groups, "two_four": self.two_four}
 
     def pack(self) -> None:
         self.colsum = self.weight.sum((1, 2, 3), dtype=torch.int32)
-        self.packed = ops.pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.groups)
+        self.packed = ops.pack_int8(blocks.matrix_of(self.weight), self.groups, self.in_channels, self.two_four)
+
+    def unsupported(self, device: torch.device) -> str | None:
+        return super().unsupported(device) or supports(device, out_dtype=self.output_dtype, groups=self.groups)
 
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype

@@ -13,6 +13,7 @@ from torchaccel.nn._int8 import Int8Module
 from torchaccel.nn._ranged import name_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.ops import _check
+from torchaccel.ops.int8_linear import supports
 
 
 def dynamic_dtype(k: int) -> torch.dtype:
@@ -25,6 +26,8 @@ class Int8Linear(Int8Module):
 
     Args:
         in_features, out_features: K and N.
+        two_four: whether a weight that is 2:4 (at most two of four neighbouring inputs are not zero) is packed as such
+            on CUDA, for half the products.
         Others: see `Int8Module`.
 
     Shape: x [..., K] float, or of the input dtype when the input is static; returns [..., N].
@@ -44,9 +47,11 @@ class Int8Linear(Int8Module):
         input: str = "dynamic",
         input_dtype: str = "uint8",
         output_dtype: str = "float32",
+        two_four: bool = True,
     ) -> None:
         super().__init__(out_features, bias, activation, input, input_dtype, output_dtype, int8_residual=False)
         _weights.check_depth("Int8Linear", in_features, self.input_dtype)
+        self.two_four = two_four
         self.in_features = in_features
         self.out_features = out_features
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
@@ -79,11 +84,19 @@ class Int8Linear(Int8Module):
         return _weights.float_layer(nn.Linear, *sizes, weight=weight, bias=self.bias, training=self.training)
 
     def config(self) -> dict[str, Any]:
-        return {"in_features": self.in_features, "out_features": self.out_features, **super().config()}
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            **super().config(),
+            "two_four": self.two_four,
+        }
 
     def pack(self) -> None:
         self.colsum = self.weight.sum(1, dtype=torch.int32)
-        self.packed = ops.pack_int8(self.weight)
+        self.packed = ops.pack_int8(self.weight, two_four=self.two_four)
+
+    def unsupported(self, device: torch.device) -> str | None:
+        return super().unsupported(device) or supports(device, out_dtype=self.output_dtype)
 
     def set_residual(self, scale: float, zero_point: int) -> None:
         """Refused: a linear layer adds no residual."""

@@ -12,6 +12,7 @@ from torchaccel import ops
 from torchaccel.nn import _blocks, _inference, _weights
 from torchaccel.nn._packed import PackedModule
 from torchaccel.ops import _check, blocks
+from torchaccel.ops.sparse_conv2d import pack_sparse, supports
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _check.FLOATS}
 
@@ -23,7 +24,7 @@ class SparseConv2d(PackedModule):
         in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, in integers; one group.
         bias: whether there is one.
         activation: "none", "relu", "relu6", "gelu" or "silu", applied last.
-        pattern: "unstructured", "1x4", "4x4", "16x1" or "2:4".
+        pattern: one of `ops.blocks.BLOCKS`, such as "1x4" or "tile".
         blocks: how many blocks are kept.
         dtype: of the weights: "float32", "float16" or "bfloat16".
 
@@ -33,11 +34,15 @@ class SparseConv2d(PackedModule):
     """
 
     op = "sparse_conv2d"
+    derived = _blocks.TILES
     keeps_float32 = False
     values: Tensor
     columns: Tensor
     row_offsets: Tensor
     bias: Tensor | None
+    packed: Tensor | None
+    tile_columns: Tensor | None
+    tile_offsets: Tensor | None
 
     def __init__(
         self,
@@ -72,6 +77,8 @@ class SparseConv2d(PackedModule):
         self.register_buffer("columns", columns)
         self.register_buffer("row_offsets", row_offsets)
         self.register_buffer("bias", torch.zeros(out_channels, dtype=_DTYPES[dtype]) if bias else None)
+        for derived in self.derived:
+            self.register_buffer(derived, None, persistent=False)
 
     @classmethod
     def from_float(cls, module: nn.Conv2d, pattern: str = "1x4") -> SparseConv2d:
@@ -90,6 +97,7 @@ class SparseConv2d(PackedModule):
         out.values, out.columns, out.row_offsets = blocks.to_blocks(module.weight.detach(), pattern)
         if module.bias is not None:
             out.bias = module.bias.detach().clone()
+        out.pack()
         return out.train(module.training)
 
     def to_float(self) -> nn.Conv2d:
@@ -114,7 +122,15 @@ class SparseConv2d(PackedModule):
         }
 
     def pack(self) -> None:
-        """Nothing is derived: the op reads the canonical blocks."""
+        weight = self.values, self.columns, self.row_offsets
+        _blocks.set_tiles(self, pack_sparse(*weight, self.in_channels, self.kernel_size))
+
+    def unsupported(self, device: torch.device) -> str | None:
+        return super().unsupported(device) or supports(device, dtype=self.values.dtype, in_channels=self.in_channels)
+
+    def no_gain(self) -> str | None:
+        """Why pruning saves nothing as the weights are packed for this device, or None."""
+        return _blocks.why_no_gain(self.packed, self.tile_columns)
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         _blocks.check_state("SparseConv2d", state, self.grid[1])
@@ -142,11 +158,12 @@ class SparseConv2d(PackedModule):
         y = ops.sparse_conv2d(
             source, self.values, self.columns, self.row_offsets, self.kernel_size, self.bias, added,
             self.stride, self.padding, self.dilation, self.activation,
+            self.packed, self.tile_columns, self.tile_offsets,
         )  # fmt: skip
         return _inference.guard(y, x, residual) if guarded else y
 
     def extra_repr(self) -> str:
-        kernel = "native" if ops.has_kernel(self.op, self.values.device) else "reference"
+        kernel = "native" if self.unsupported(self.values.device) is None else "reference"
         activation = "" if self.activation == "none" else f", activation={self.activation}"
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "

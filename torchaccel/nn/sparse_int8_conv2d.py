@@ -15,7 +15,7 @@ from torchaccel.nn._ranged import name_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_linear import dynamic_dtype
 from torchaccel.ops import _check, blocks
-from torchaccel.ops.sparse_int8_conv2d import PATTERNS, colsum_of
+from torchaccel.ops.sparse_int8_conv2d import colsum_of, pack_sparse_int8, supports
 
 
 class SparseInt8Conv2d(Int8Conv):
@@ -23,7 +23,7 @@ class SparseInt8Conv2d(Int8Conv):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: as in `nn.Conv2d`, in integers; one group.
-        pattern: "1x4" or "4x4" (output channels x input channels, at one kernel position).
+        pattern: one of `ops.blocks.BLOCKS`, such as "1x4" or "tile".
         blocks: how many blocks are kept.
         Others: see `Int8Module`; a dynamic input has one scale per image.
 
@@ -34,10 +34,12 @@ class SparseInt8Conv2d(Int8Conv):
     """
 
     op = "sparse_int8_conv2d"
-    derived = ("colsum",)
+    derived = ("colsum", *_blocks.TILES)
     values: Tensor
     columns: Tensor
     row_offsets: Tensor
+    tile_columns: Tensor | None
+    tile_offsets: Tensor | None
 
     def __init__(
         self,
@@ -60,8 +62,6 @@ class SparseInt8Conv2d(Int8Conv):
             in_channels, out_channels, kernel_size, stride, padding, dilation, 1, bias,
             activation, input, input_dtype, output_dtype, int8_residual,
         )  # fmt: skip
-        if pattern not in PATTERNS:
-            _check.fail("SparseInt8Conv2d", f"pattern is {pattern!r}, accepted are {', '.join(PATTERNS)}")
         self.pattern = pattern
         self.grid = _blocks.block_grid("SparseInt8Conv2d", pattern, out_channels, in_channels, self.kernel_size)
         values, columns, row_offsets = _blocks.empty("SparseInt8Conv2d", pattern, blocks, self.grid, torch.int8)
@@ -75,7 +75,7 @@ class SparseInt8Conv2d(Int8Conv):
 
         Args:
             module: the convolution, one group.
-            pattern: "1x4" or "4x4".
+            pattern: one of `ops.blocks.BLOCKS`.
             input: the calibrated range of its input; None finds one per image at each call.
 
         Raises:
@@ -110,7 +110,17 @@ class SparseInt8Conv2d(Int8Conv):
         return {**super().config(), "pattern": self.pattern, "blocks": self.values.shape[0]}
 
     def pack(self) -> None:
+        weight = self.values, self.columns, self.row_offsets
         self.colsum = colsum_of(self.values, self.row_offsets)
+        _blocks.set_tiles(self, pack_sparse_int8(*weight, self.in_channels, self.kernel_size))
+
+    def unsupported(self, device: torch.device) -> str | None:
+        block = blocks.block_of(self.pattern)
+        return super().unsupported(device) or supports(device, block=block, out_dtype=self.output_dtype)
+
+    def no_gain(self) -> str | None:
+        """Why pruning saves nothing as the weights are packed for this device, or None."""
+        return _blocks.why_no_gain(self.packed, self.tile_columns)
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         super().check_state(state)
@@ -130,7 +140,7 @@ class SparseInt8Conv2d(Int8Conv):
             b["bias"],
             residual, b["residual_scale"], b["residual_zero_point"],
             self.stride, self.padding, self.dilation, self.activation, out_dtype,
-            b["output_scale"], b["output_zero_point"], b["colsum"],
+            b["output_scale"], b["output_zero_point"], b["colsum"], b["packed"], b["tile_columns"], b["tile_offsets"],
         )  # fmt: skip
 
     def extra_repr(self) -> str:

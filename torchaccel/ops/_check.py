@@ -53,6 +53,14 @@ def scale_value(op: str, name: str, scale: Tensor) -> None:
         fail(op, f"{name} is {scale.item()}, accepted is a finite number above 0")
 
 
+def tiles(op: str, packed: Tensor | None, tile_columns: Tensor | None, tile_offsets: Tensor | None) -> None:
+    """Skipped tiles come with the kept ones, their columns and their offsets."""
+    parts = {"packed": packed, "tile_columns": tile_columns, "tile_offsets": tile_offsets}
+    given = [name for name, part in parts.items() if part is not None]
+    if given not in ([], ["packed"], [*parts]):
+        fail(op, f"{' and '.join(given)} given alone; accepted are packed, or packed, tile_columns and tile_offsets")
+
+
 def epilogue(
     op: str,
     a: Tensor,

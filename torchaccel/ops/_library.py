@@ -39,12 +39,19 @@ def names() -> tuple[str, ...]:
     return tuple(_names)
 
 
-@cache
+_capability = cache(torch.cuda.get_device_capability)
+
+
 def too_old(device: torch.device) -> str | None:
     """Why the CUDA kernels do not run on a GPU, or None; they are compiled for compute capability 8.0 and later."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
+    return None if device.type != "cuda" else _gpu_too_old(device)
+
+
+@torch.compiler.assume_constant_result
+def _gpu_too_old(device: torch.device) -> str | None:
+    if _capability(device) >= (8, 0):
         return None
-    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    capability = ".".join(map(str, _capability(device)))
     return f"the CUDA kernels need compute capability 8.0, {torch.cuda.get_device_name(device)} has {capability}"
 
 

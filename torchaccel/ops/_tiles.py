@@ -1,7 +1,7 @@
 """Weights in the layout that the CUDA kernels read: tiles of 64 output channels by 64 bytes (csrc/cuda/weights.cuh).
 
-A tile is the exact image of shared memory: the 16-byte chunk c of row r lies at chunk c ^ (r >> 1 & 3). A 2:4 tile holds
-the kept values of 128 bytes of K and after them their places, in the order in which mma.sp's lanes take them.
+A tile is the exact image of shared memory: the 16-byte chunk c of row r lies at chunk c ^ (r >> 1 & 3). A 2:4 tile
+holds the kept values of 128 bytes of K and after them their places, in the order in which mma.sp's lanes take them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchaccel.ops import _check
+from torchaccel.ops._library import has_kernel, too_old
 
 BAND = 64  # output channels of a tile
 _ROW = 64  # bytes of a tile's row
@@ -28,6 +29,11 @@ class Packed(NamedTuple):
     offsets: Tensor | None  # [bands + 1] int32 into columns
 
 
+def wanted(op: str, device: torch.device) -> bool:
+    """Whether the kernel that serves `op` on `device` reads tiles."""
+    return device.type == "cuda" and has_kernel(op, device) and too_old(device) is None
+
+
 def is_two_four(matrix: Tensor) -> bool:
     """Whether at most two of every four neighbours along K are not zero."""
     k = matrix.shape[1] // 4 * 4
@@ -40,8 +46,10 @@ def pack(matrix: Tensor, two_four: bool | None = None, skip: bool | None = None)
 
     Args:
         matrix: [O, K] int8, float16 or bfloat16; of a convolution with input channels innermost.
-        two_four: keep two of four values; None where the weight allows it and there are zeros to gain from.
-        skip: leave out tiles of zeros; None where that is a tenth of them.
+        two_four: keep two of four values; None where the weight allows it. The kernels want it where C (K of a plain
+            product) is whole 16 bytes, so that four neighbours are input channels of one kernel position.
+        skip: leave out tiles of zeros; None where that is a tenth of them. The kernels want it where C is whole 16
+            bytes. False for both reads no values, so that nothing waits for the device.
 
     Raises:
         ValueError: `two_four` for a weight with more than two values in a group of four.
@@ -50,16 +58,26 @@ def pack(matrix: Tensor, two_four: bool | None = None, skip: bool | None = None)
     allowed = two_four is not False and is_two_four(matrix)
     if two_four and not allowed:
         _check.fail("pack", "matrix has more than two nonzero values among four neighbours along K, 2:4 accepts two")
-    tiles = _two_four(matrix) if allowed else _dense(matrix)
-    values = tiles[..., : BAND * _ROW]
-    kept = (values != 0).any(-1)
-    if skip is None:
-        skip = float(kept.float().mean()) <= 1.0 - _SKIP_FROM if kept.numel() else False
-    if not skip:
-        return Packed(tiles.contiguous(), None, None)
+    tiles = (_two_four(matrix) if allowed else _dense(matrix)).contiguous()
+    if skip is False:
+        return Packed(tiles, None, None)
+    kept = (tiles[..., : BAND * _ROW] != 0).any(-1)
+    if kept.numel() == 0 or (skip is None and float(kept.float().mean()) > 1.0 - _SKIP_FROM):
+        return Packed(tiles, None, None)
+    kept[0, 0] |= ~kept.any()  # a kernel takes no empty list for one of all tiles
     offsets = torch.zeros(tiles.shape[0] + 1, dtype=torch.int32, device=matrix.device)
     offsets[1:] = kept.sum(1).cumsum(0)
-    return Packed(tiles[kept].contiguous(), kept.nonzero()[:, 1].to(torch.int32), offsets)
+    return Packed(tiles[kept], kept.nonzero()[:, 1].to(torch.int32), offsets)
+
+
+def pack_whole(matrix: Tensor) -> Tensor:
+    """The tiles of a weight without a look at its values: what an op packs for itself at a call."""
+    return pack(matrix, two_four=False, skip=False).tiles
+
+
+def holds_two_four(tiles: Tensor | None) -> bool:
+    """Whether these are 2:4 tiles, by the size of one."""
+    return tiles is not None and tiles.shape[-1] != BAND * _ROW
 
 
 def _padded(matrix: Tensor, depth: int) -> Tensor:
@@ -82,7 +100,7 @@ def _two_four(matrix: Tensor) -> Tensor:
     """[bands, tiles along K, 4096 and the places' bytes] int8."""
     size = matrix.element_size()
     depth = 2 * _ROW // size  # K of a tile
-    full = _padded(matrix, depth)
+    full = _padded(matrix, depth).contiguous()
     groups = full.view(full.shape[0], -1, 4)
     # Nonzero values first, in order; zeros fill up what is missing.
     first_two = torch.sort((groups == 0).to(torch.int8), dim=2, stable=True).indices[..., :2].sort(dim=2).values

@@ -15,8 +15,17 @@ from torch import Tensor
 
 from torchaccel.ops import _check
 
-# "2:4" keeps two of four neighbouring input channels; it is stored like "unstructured", element by element.
-BLOCKS = {"unstructured": (1, 1), "1x4": (1, 4), "4x4": (4, 4), "16x1": (16, 1), "2:4": (1, 1)}
+# "2:4" keeps two of four neighbouring input channels; it is stored like "unstructured", element by element. "tile" is
+# what a CUDA kernel skips; "tile+2:4" prunes 2:4 within the tiles that it keeps, which are twice as deep.
+BLOCKS = {
+    "unstructured": (1, 1),
+    "1x4": (1, 4),
+    "4x4": (4, 4),
+    "16x1": (16, 1),
+    "2:4": (1, 1),
+    "tile": (64, 64),
+    "tile+2:4": (64, 128),
+}
 
 
 def block_of(pattern: str) -> tuple[int, int]:
@@ -36,12 +45,17 @@ def fits(pattern: str, out_channels: int, in_channels: int) -> str | None:
     return None
 
 
+def matrix_of(weight: Tensor) -> Tensor:
+    """[O, C, kh, kw] as [O, kh * kw * C], input channels innermost; [O, C] as it is."""
+    return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
+
+
 def to_blocks(weight: Tensor, pattern: str) -> tuple[Tensor, Tensor, Tensor]:
     """Compress [O, C, kh, kw] (or [O, C]) of any dtype; returns (values, columns, row_offsets)."""
     if (reason := fits(pattern, weight.shape[0], weight.shape[1])) is not None:
         _check.fail("to_blocks", reason)
     rows, columns = block_of(pattern)
-    matrix = weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
+    matrix = matrix_of(weight)
     tiles = matrix.reshape(matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns).transpose(1, 2)
     kept = (tiles != 0).flatten(2).any(2)
     row_offsets = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
@@ -49,18 +63,33 @@ def to_blocks(weight: Tensor, pattern: str) -> tuple[Tensor, Tensor, Tensor]:
     return tiles[kept].contiguous(), kept.nonzero()[:, 1].to(torch.int32), row_offsets
 
 
+def to_matrix(values: Tensor, columns: Tensor, row_offsets: Tensor, depth: int) -> Tensor:
+    """The dense matrix [O, depth] of compressed blocks, depth = kh * kw * C."""
+    rows, width = values.shape[1:]
+    block_rows = row_offsets.numel() - 1
+    tiles = values.new_zeros(block_rows, depth // width, rows, width)
+    counts = (row_offsets[1:] - row_offsets[:-1]).long()
+    row = torch.repeat_interleave(torch.arange(block_rows, device=values.device), counts, output_size=columns.numel())
+    tiles[row, columns.long()] = values
+    return tiles.transpose(1, 2).reshape(block_rows * rows, depth).contiguous()
+
+
 def from_blocks(
     values: Tensor, columns: Tensor, row_offsets: Tensor, in_channels: int, kernel_size: Sequence[int]
 ) -> Tensor:
     """The dense weight [O, C, kh, kw] of compressed blocks."""
-    rows, width = values.shape[1:]
-    block_rows, taps = row_offsets.numel() - 1, kernel_size[0] * kernel_size[1]
-    tiles = values.new_zeros(block_rows, taps * in_channels // width, rows, width)
-    counts = (row_offsets[1:] - row_offsets[:-1]).long()
-    row = torch.repeat_interleave(torch.arange(block_rows, device=values.device), counts, output_size=columns.numel())
-    tiles[row, columns.long()] = values
-    matrix = tiles.transpose(1, 2).reshape(block_rows * rows, taps, in_channels)
-    return matrix.transpose(1, 2).reshape(block_rows * rows, in_channels, *kernel_size)
+    taps = kernel_size[0] * kernel_size[1]
+    matrix = to_matrix(values, columns, row_offsets, taps * in_channels)
+    rows = matrix.shape[0]
+    return matrix.view(rows, taps, in_channels).transpose(1, 2).reshape(rows, in_channels, *kernel_size).contiguous()
+
+
+def check_shape(op: str, values: Tensor) -> None:
+    """Check that values are blocks of a pattern."""
+    accepted = sorted(set(BLOCKS.values()))
+    if values.dim() != 3 or tuple(values.shape[1:]) not in accepted:
+        shapes = ", ".join(f"[blocks, {rows}, {columns}]" for rows, columns in accepted)
+        _check.fail(op, f"values has shape {tuple(values.shape)}, accepted are {shapes}")
 
 
 def check(op: str, values: Tensor, columns: Tensor, row_offsets: Tensor, width: int) -> None:

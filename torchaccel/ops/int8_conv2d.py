@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchaccel.ops import _check, _conv, _epilogue
-from torchaccel.ops._library import define, run
+from torchaccel.ops import _check, _conv, _epilogue, _tiles, blocks
+from torchaccel.ops._library import define, run, too_old
 
 OP = "int8_conv2d"
 
@@ -73,13 +73,17 @@ define(
 )
 
 
-def supports(device: torch.device, *, out_dtype: torch.dtype, residual_dtype: torch.dtype | None = None) -> str | None:
+def supports(
+    device: torch.device, *, out_dtype: torch.dtype, residual_dtype: torch.dtype | None = None, groups: int = 1
+) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
     if device.type == "cpu" and out_dtype not in (torch.float32, *_check.INT8):
         return f"the CPU kernel writes float32, int8 or uint8, not {out_dtype}"
     if device.type == "cpu" and residual_dtype not in (None, torch.float32, *_check.INT8):
         return f"the CPU kernel adds a residual of float32, int8 or uint8, not {residual_dtype}"
-    return None
+    if device.type == "cuda" and groups != 1:
+        return f"the CUDA kernel takes one group, not {groups}"
+    return too_old(device)
 
 
 def int8_conv2d(
@@ -122,7 +126,7 @@ def int8_conv2d(
         out_dtype: float32, float16, bfloat16, int8 or uint8.
         scale_out, zero_point_out: [1] float32 and [1] int32, for an int8 `out_dtype` and only for it.
         colsum: [O] int32, `b.sum((1, 2, 3))`; computed where it is not given.
-        packed: what `pack_int8` returned for `b`.
+        packed: what `pack_int8` returned for `b`; on CUDA packed anew at each call where it is not given.
 
     Returns:
         [N, O, OH, OW] of `out_dtype`, channels_last.
@@ -153,8 +157,10 @@ def int8_conv2d(
             _conv.as_nhwc(a), b, b.sum((1, 2, 3), dtype=torch.int32) if colsum is None else colsum, scale_a, scale_b,
             zero_point, bias, None if residual is None else _conv.as_nhwc(residual), scale_residual,
             zero_point_residual, stride, padding, dilation, groups, activation, out_dtype, scale_out, zero_point_out,
-            packed,
+            _tiles.pack_whole(blocks.matrix_of(b)) if reason is None and packed is None and _tiles.wanted(OP, a.device)
+            else packed,
         )  # fmt: skip
 
-    reason = supports(a.device, out_dtype=out_dtype, residual_dtype=None if residual is None else residual.dtype)
+    residual_dtype = None if residual is None else residual.dtype
+    reason = supports(a.device, out_dtype=out_dtype, residual_dtype=residual_dtype, groups=groups)
     return run(OP, a.device, reason, reference, validate, call)

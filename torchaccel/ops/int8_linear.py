@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchaccel.ops import _check, _epilogue
-from torchaccel.ops._library import define, run
+from torchaccel.ops import _check, _epilogue, _tiles
+from torchaccel.ops._library import define, run, too_old
 
 OP = "int8_linear"
 
@@ -64,7 +64,7 @@ def supports(device: torch.device, *, out_dtype: torch.dtype) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
     if device.type == "cpu" and out_dtype not in (torch.float32, *_check.INT8):
         return f"the CPU kernel writes float32, int8 or uint8, not {out_dtype}"
-    return None
+    return too_old(device)
 
 
 def int8_linear(
@@ -97,7 +97,8 @@ def int8_linear(
         out_dtype: float32, float16, bfloat16, int8 or uint8.
         scale_out, zero_point_out: [1] float32 and [1] int32, for an int8 `out_dtype` and only for it.
         colsum: [N] int32, `b.sum(1)`; computed where it is not given.
-        packed: what `pack_int8(b)` returned, for a kernel that wants its own layout.
+        packed: what `pack_int8(b)` returned, for a kernel that wants its own layout; on CUDA packed anew at each call
+            where it is not given.
 
     Returns:
         [..., N] of `out_dtype`, contiguous.
@@ -126,7 +127,8 @@ def int8_linear(
     def call(op: Callable) -> Tensor:
         return op(
             a, b, b.sum(1, dtype=torch.int32) if colsum is None else colsum, scale_a, scale_b, zero_point, bias,
-            activation, out_dtype, scale_out, zero_point_out, packed,
+            activation, out_dtype, scale_out, zero_point_out,
+            _tiles.pack_whole(b) if packed is None and _tiles.wanted(OP, a.device) else packed,
         )  # fmt: skip
 
     return run(OP, a.device, supports(a.device, out_dtype=out_dtype), _reference, validate, call)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchaccel.ops import _check, _conv, _epilogue, blocks
-from torchaccel.ops._library import define
+from torchaccel.ops import _check, _conv, _epilogue, _tiles, blocks
+from torchaccel.ops._library import define, run, too_old
 
 OP = "sparse_conv2d"
 
@@ -26,6 +26,9 @@ def _reference(
     padding: Sequence[int],
     dilation: Sequence[int],
     activation: str,
+    packed: Tensor | None,
+    tile_columns: Tensor | None,
+    tile_offsets: Tensor | None,
 ) -> Tensor:
     weight = blocks.from_blocks(values, columns, row_offsets, x.shape[1], kernel_size)
     y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
@@ -35,7 +38,10 @@ def _reference(
     return _conv.empty_nhwc(y.shape, y.dtype, y.device).copy_(y)
 
 
-def _fake(x, values, columns, row_offsets, bias, residual, kernel_size, stride, padding, dilation, activation):
+def _fake(
+    x, values, columns, row_offsets, bias, residual, kernel_size, stride, padding, dilation, activation,
+    packed, tile_columns, tile_offsets,
+):  # fmt: skip
     size = _conv.output_size(x.shape[2:], kernel_size, stride, padding, dilation)
     out_channels = (row_offsets.shape[0] - 1) * values.shape[1]
     return _conv.empty_nhwc((x.shape[0], out_channels, *size), x.dtype, x.device)
@@ -43,10 +49,38 @@ def _fake(x, values, columns, row_offsets, bias, residual, kernel_size, stride, 
 
 define(
     f"{OP}(Tensor x, Tensor values, Tensor columns, Tensor row_offsets, Tensor? bias, Tensor? residual, "
-    "int[] kernel_size, int[] stride, int[] padding, int[] dilation, str activation) -> Tensor",
+    "int[] kernel_size, int[] stride, int[] padding, int[] dilation, str activation, "
+    "Tensor? packed, Tensor? tile_columns, Tensor? tile_offsets) -> Tensor",
     _reference,
     _fake,
 )
+
+
+def supports(device: torch.device, *, dtype: torch.dtype, in_channels: int) -> str | None:
+    """Why no native kernel serves these facts on `device`, or None where one does."""
+    if device.type == "cuda" and dtype not in (torch.float16, torch.bfloat16):
+        return f"the CUDA kernel takes torch.float16 and torch.bfloat16, not {dtype}"
+    if device.type == "cuda" and in_channels % 8:
+        return f"the CUDA kernel takes input channels in multiples of 8, not {in_channels}"
+    return too_old(device)
+
+
+def pack_sparse(
+    values: Tensor, columns: Tensor, row_offsets: Tensor, in_channels: int, kernel_size: Sequence[int]
+) -> _tiles.Packed | None:
+    """Lay out compressed weights for the CUDA kernel; whatever their blocks, it skips tiles of zeros and uses 2:4.
+
+    Args:
+        values: [blocks, rows, columns] float, with columns and row_offsets as in `ops.blocks`.
+        in_channels: C; kernel_size: (kh, kw).
+
+    Returns:
+        What the arguments `packed`, `tile_columns` and `tile_offsets` take, or None where no kernel wants it.
+    """
+    unfit = supports(values.device, dtype=values.dtype, in_channels=in_channels)
+    if unfit is not None or not _tiles.wanted(OP, values.device):
+        return None
+    return _tiles.pack(blocks.to_matrix(values, columns, row_offsets, kernel_size[0] * kernel_size[1] * in_channels))
 
 
 def sparse_conv2d(
@@ -61,6 +95,9 @@ def sparse_conv2d(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     activation: str = "none",
+    packed: Tensor | None = None,
+    tile_columns: Tensor | None = None,
+    tile_offsets: Tensor | None = None,
 ) -> Tensor:
     """Convolve with pruned float weights: `act(conv(x, weight) + bias + residual)`.
 
@@ -72,6 +109,8 @@ def sparse_conv2d(
         bias: [O]; residual: [N, O, OH, OW]; both of the dtype of `x`.
         stride, padding, dilation: two integers each (height, width).
         activation: "none", "relu", "relu6", "gelu" or "silu"; after the residual.
+        packed, tile_columns, tile_offsets: what `pack_sparse` returned; on CUDA packed anew at each call, with nothing
+            skipped, where they are not given.
 
     Returns:
         [N, O, OH, OW] of the dtype of `x`, channels_last.
@@ -82,18 +121,39 @@ def sparse_conv2d(
     Equivalent to `F.conv2d(x, from_blocks(values, columns, row_offsets, C, kernel_size), bias, stride, padding,
     dilation)`, then the residual and the activation.
     """
-    _check.dtype_in(OP, "x", x.dtype, _check.FLOATS)
-    _check.dtype_in(OP, "values", values.dtype, (x.dtype,))
-    _check.device_of(OP, x, values=values, columns=columns, row_offsets=row_offsets, bias=bias, residual=residual)
-    if values.dim() != 3:
-        _check.fail(OP, f"values has shape {tuple(values.shape)}, accepted is [blocks, rows, columns]")
-    out_channels = (row_offsets.numel() - 1) * values.shape[1]
-    size = _conv.check(OP, x, x.shape[1] if x.dim() == 4 else 0, kernel_size, stride, padding, dilation)
-    if x.shape[1] % values.shape[2]:
-        _check.fail(OP, f"x has C={x.shape[1]}, accepted are multiples of the block's {values.shape[2]}")
-    _check.sizes(OP, "bias", bias, (out_channels,))
-    _check.sizes(OP, "residual", residual, (x.shape[0], out_channels, *size))
-    _check.known_activation(OP, activation)
-    return torch.ops.torchaccel.sparse_conv2d(
-        x, values, columns, row_offsets, bias, residual, kernel_size, stride, padding, dilation, activation
-    )
+
+    def validate() -> None:
+        _check.dtype_in(OP, "x", x.dtype, _check.FLOATS)
+        _check.dtype_in(OP, "values", values.dtype, (x.dtype,))
+        _check.device_of(
+            OP, x, values=values, columns=columns, row_offsets=row_offsets, bias=bias, residual=residual,
+            packed=packed, tile_columns=tile_columns, tile_offsets=tile_offsets,
+        )  # fmt: skip
+        blocks.check_shape(OP, values)
+        out_channels = (row_offsets.numel() - 1) * values.shape[1]
+        size = _conv.check(OP, x, x.shape[1] if x.dim() == 4 else 0, kernel_size, stride, padding, dilation)
+        if x.shape[1] % values.shape[2]:
+            _check.fail(OP, f"x has C={x.shape[1]}, accepted are multiples of the block's {values.shape[2]}")
+        _check.sizes(OP, "columns", columns, (values.shape[0],))
+        for name, given, shape in (
+            ("bias", bias, (out_channels,)),
+            ("residual", residual, (x.shape[0], out_channels, *size)),
+        ):
+            _check.sizes(OP, name, given, shape)
+            if given is not None:
+                _check.dtype_in(OP, name, given.dtype, (x.dtype,))
+        _check.known_activation(OP, activation)
+        _check.tiles(OP, packed, tile_columns, tile_offsets)
+
+    def call(op: Callable) -> Tensor:
+        tiles = packed
+        if packed is None and reason is None and _tiles.wanted(OP, x.device):
+            depth = kernel_size[0] * kernel_size[1] * x.shape[1]
+            tiles = _tiles.pack_whole(blocks.to_matrix(values, columns, row_offsets, depth))
+        return op(
+            x, values, columns, row_offsets, bias, residual, kernel_size, stride, padding, dilation, activation,
+            tiles, tile_columns, tile_offsets,
+        )  # fmt: skip
+
+    reason = supports(x.device, dtype=x.dtype, in_channels=x.shape[1] if x.dim() == 4 else 0)
+    return run(OP, x.device, reason, _reference, validate, call)
