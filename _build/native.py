@@ -84,13 +84,9 @@ def missing_for_data() -> str | None:
         return "pybind11 was not found beside this Python"
     compiler = os.environ.get("CXX", "c++").split()
     tried = subprocess.run([*compiler, "-fsyntax-only", "-x", "c++", "-"], input=_DATA_HEADERS, capture_output=True)
-    return (
-        None
-        if tried.returncode == 0
-        else (
-            "the headers of libjpeg-turbo and libpng were not found; install them (Debian: libjpeg62-turbo-dev libpng-dev)"
-        )
-    )
+    if tried.returncode != 0:
+        return "libjpeg-turbo's or libpng's headers were not found (Debian: libjpeg62-turbo-dev libpng-dev)"
+    return None
 
 
 def missing_for_any() -> str | None:

@@ -18,6 +18,7 @@ namespace {
 
 // Pixels beside the region that chroma upsampling looks at.
 constexpr int kMargin = 2;
+constexpr int64_t kMostPixelsOfByte = 2048;
 // A progressive image of hostile make holds thousands of scans, each as costly as an image.
 constexpr int kMostScans = 100;
 
@@ -64,6 +65,12 @@ class JpegDecoder final : public Decoder {
   Size open(const uint8_t* bytes, size_t count) override {
     if (!try_open(bytes, count)) fail();
     check_pixels(info_.image_width, info_.image_height);
+    // A block of 64 pixels takes some bits even where it is flat: a header that claims more is damaged, or made to
+    // exhaust memory.
+    const int64_t pixels = int64_t{info_.image_width} * info_.image_height;
+    if (!info_.arith_code && pixels / kMostPixelsOfByte > static_cast<int64_t>(count)) {
+      throw BadSample("damaged JPEG: its bytes cannot hold the pixels that its header claims");
+    }
     // Within a scan, FF is never followed by D9: without that end marker behind the header, the file was cut, wherever
     // the region lies.
     if (!has_end(info_.src->next_input_byte, bytes + count)) throw BadSample("damaged JPEG: its end is missing");

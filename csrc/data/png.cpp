@@ -12,6 +12,7 @@
 namespace torchaccel::data {
 namespace {
 
+constexpr int64_t kMostPixelsOfByte = 8 * 1032;  // of one bit each, as deflate packs best
 constexpr png_alloc_size_t kMostChunkBytes = 8 << 20;
 
 class PngDecoder final : public Decoder {
@@ -26,6 +27,9 @@ class PngDecoder final : public Decoder {
     end_ = bytes + count;
     if (!try_open()) fail();
     check_pixels(width_, height_);
+    if (int64_t{width_} * height_ / kMostPixelsOfByte > static_cast<int64_t>(count)) {
+      throw BadSample("damaged PNG: its bytes cannot hold the pixels that its header claims");
+    }
     return {static_cast<int>(width_), static_cast<int>(height_)};
   }
 
