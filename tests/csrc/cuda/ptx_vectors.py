@@ -197,19 +197,19 @@ def on_device(library: ctypes.CDLL, name: str, pointers: tuple[int, int], shapes
 def read() -> dict[str, Any]:
     """{source, vectors: name -> (in, out)} of the committed file."""
     data = json.loads(FILE.read_text())
-    vectors = {name: (_from_hex(entry["in"]), _from_hex(entry["out"])) for name, entry in data["vectors"].items()}
+    vectors = {name: (from_hex(entry["in"]), from_hex(entry["out"])) for name, entry in data["vectors"].items()}
     return {"source": data["source"], "vectors": vectors}
 
 
 def as_json(source: str, outputs: dict[str, Words]) -> str:
     """The file: a row of hexadecimal words for each lane. `source` names the device that gave the outputs."""
-    vectors = {name: {"in": _to_hex(VECTORS[name]()[0]), "out": _to_hex(out)} for name, out in outputs.items()}
+    vectors = {name: {"in": to_hex(VECTORS[name]()[0]), "out": to_hex(out)} for name, out in outputs.items()}
     return json.dumps({"source": source, "vectors": vectors}, indent=0) + "\n"
 
 
-def _to_hex(words: Words) -> list[str]:
+def to_hex(words: Words) -> list[str]:
     return [" ".join(f"{int(word):08x}" for word in lane) for lane in words]
 
 
-def _from_hex(lanes: list[str]) -> Words:
+def from_hex(lanes: list[str]) -> Words:
     return np.array([[int(word, 16) for word in lane.split()] for lane in lanes], np.uint32)

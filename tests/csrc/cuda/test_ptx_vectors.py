@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import ptx_vectors
 import pytest
 import torch
+
+import ptx_vectors
 from harness import CSRC, MACHINES, Machine, compiled, output
 from ptx_vectors import VECTORS, Words, wrong_words
 
