@@ -13,9 +13,10 @@
 // The ring is 16 copies, 8 KB a warp: 64 KB in flight a block, with two blocks 128 KB a multiprocessor. An H100 needs
 // 25 KB (25 GB/s for each of 132, 1 us of latency under load); the rest covers what the warps wait for each other.
 //
-// Float activations: weights become halves, exactly. float32 is split into three bfloat16, exactly too, whose products
-// are summed apart from each other. The tensor cores sum one tile, in their own order; tiles are added in float32, so
-// that errors grow with K no faster than those of float32 sums. The order is fixed: results repeat to the bit.
+// Float activations: weights become halves, exactly. float32 is split into three bfloat16, exactly down to 2^-133,
+// whose products are summed apart from each other. The tensor cores sum one tile, in their own order; tiles are added
+// in float32, so that errors grow with K no faster than those of float32 sums. The order is fixed: results repeat to
+// the bit.
 #pragma once
 
 #include <algorithm>
