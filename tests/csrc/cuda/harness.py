@@ -6,10 +6,10 @@
 
 Arguments become what C takes: a tensor its pointer, as an input, which nobody may write; `output(tensor)` must be
 written, each byte exactly once, and never read; `workspace(tensor)` is written before it is read; None is a null
-pointer, an int an int64_t, a float a float, a byte a char, and what is of ctypes stays. Tensors whose pointers are in
-structures are given by `buffers`, a name for each. Tensors must be dense and on the CPU; their addresses are
-what the kernel sees, so views test alignment. Each tensor is known to the machine by its place among the arguments
-("argument 3"). What the machine reports is raised as AssertionError with the line of the kernel.
+pointer, an int an int64_t, a float a float, a byte a char, a str a char*; what is of ctypes stays. Tensors whose
+pointers are in structures are given by `buffers`, a name for each. Tensors must be dense and on the CPU; their
+addresses are what the kernel sees, so views test alignment. Each is known to the machine by its place ("argument 3").
+What the machine reports is raised as AssertionError with the line of the kernel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[3]
 CSRC = ROOT / "csrc/cuda"
 CACHE = ROOT / "build/emulated"
-COMMON = "g++ -std=c++17 -g1 -ffp-contract=off -fPIC".split()
+COMMON = "g++ -std=c++17 -g1 -ffp-contract=off -fPIC -fno-gnu-unique".split()  # each library is its own machine
 # What an uninitialized variable holds is a pattern; the sanitizers' calls are answered by emulate/hooks.cpp.
 KERNEL = (
     "-O1 -Wno-unknown-pragmas -ftrivial-auto-var-init=pattern "
@@ -65,7 +65,7 @@ def workspace(tensor: Tensor) -> Buffer:
     return Buffer(tensor, 2)
 
 
-Argument = Tensor | Buffer | int | float | bytes | ctypes.Structure | ctypes.Array | None
+Argument = Tensor | Buffer | int | float | bytes | str | ctypes.Structure | ctypes.Array | None
 
 
 class Kernels:
@@ -117,6 +117,8 @@ class Kernels:
             return self._register(f"argument {index}", value)
         if isinstance(value, bytes):
             return ctypes.c_char(value)
+        if isinstance(value, str):
+            return ctypes.c_char_p(value.encode())
         if isinstance(value, float):
             return ctypes.c_float(value)
         if isinstance(value, int):
