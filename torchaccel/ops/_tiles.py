@@ -55,6 +55,8 @@ def pack(matrix: Tensor, two_four: bool | None = None, skip: bool | None = None)
         ValueError: `two_four` for a weight with more than two values in a group of four.
     """
     _check.dtype_in("pack", "matrix", matrix.dtype, (torch.int8, torch.float16, torch.bfloat16))
+    if matrix.is_floating_point():
+        matrix = matrix + 0.0  # -0.0, as a product with a mask leaves it, has a bit set
     allowed = two_four is not False and is_two_four(matrix)
     if two_four and not allowed:
         _check.fail("pack", "matrix has more than two nonzero values among four neighbours along K, 2:4 accepts two")

@@ -32,15 +32,15 @@ def pack_int8(b: Tensor, groups: int = 1, in_channels: int | None = None, two_fo
         two_four: on CUDA, take half the products where at most two of each four neighbours along C are not zero.
 
     Returns:
-        An opaque int8 tensor for the `packed` argument, or None where no native kernel wants one.
+        An opaque int8 tensor for the `packed` argument, or None where no native kernel wants one or takes the groups.
     """
     _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
     if b.dim() != 2 or b.shape[0] % groups:
         _check.fail(
             OP, f"b has shape {tuple(b.shape)} with groups={groups}, accepted is [N, K] with N a multiple of groups"
         )
-    if b.device.type == "cuda":
-        if groups != 1 or not _tiles.wanted("int8_linear" if in_channels is None else "int8_conv2d", b.device):
+    if _tiles.wanted("int8_linear" if in_channels is None else "int8_conv2d", b.device):
+        if groups != 1:
             return None
         in_pieces = (b.shape[1] if in_channels is None else in_channels) % 16 == 0
         return _tiles.pack(b, two_four=None if two_four and in_pieces else False, skip=False).tiles
