@@ -142,6 +142,7 @@ void run_load_matrices(void* const (&lanes)[kWarp]) {
 void run_shuffle(void* const (&lanes)[kWarp]) {
   for (void* lane : lanes) {
     auto* mine = static_cast<Shuffle*>(lane);
+    if (mine->mask != ~0u) fail(waiting_at(), "a shuffle with mask %#x, emulated are those of all lanes", mine->mask);
     mine->got = static_cast<Shuffle*>(lanes[mine->from % kWarp])->given;
   }
 }

@@ -49,12 +49,11 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 inline void __syncthreads() { emulate::barrier(); }
 inline void __syncwarp() { emulate::sync_warp(); }
 
-// What lane `from` gave; `mask` must name all lanes.
+// What lane `from` gave.
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int from) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
-  if (mask != 0xffffffffu) __builtin_trap();
-  emulate::Shuffle shuffle{0, 0, from};
+  emulate::Shuffle shuffle{0, 0, from, mask};
   std::memcpy(&shuffle.given, &value, sizeof(value));
   emulate::collective(emulate::shuffle, &shuffle);
   std::memcpy(&value, &shuffle.got, sizeof(value));

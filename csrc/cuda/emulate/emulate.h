@@ -71,7 +71,8 @@ const Collective& load_matrices(int count);
 
 struct Shuffle {
   uint64_t given, got;
-  int from;  // the lane to take it from
+  int from;       // the lane to take it from
+  unsigned mask;  // which lanes take part: all, others are not emulated
 };
 extern const Collective shuffle;
 

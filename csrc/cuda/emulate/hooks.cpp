@@ -36,14 +36,14 @@ void __tsan_unaligned_write16(void* p) { hook(p, 16, true, CALLER); }
 void __tsan_read_range(void* p, size_t bytes) { hook(p, bytes, false, CALLER); }
 void __tsan_write_range(void* p, size_t bytes) { hook(p, bytes, true, CALLER); }
 
-// A kernel's own calls, those that g++ did not inline, come here: the names are put in its object file.
-void* emulate_memcpy(void* to, const void* from, size_t bytes) {
+// The kernels' own calls, those that g++ did not inline, come here: they are linked with --wrap.
+void* __wrap_memcpy(void* to, const void* from, size_t bytes) {
   hook(from, bytes, false, CALLER);
   hook(to, bytes, true, CALLER);
   return std::memmove(to, from, bytes);
 }
-void* emulate_memmove(void* to, const void* from, size_t bytes) { return emulate_memcpy(to, from, bytes); }
-void* emulate_memset(void* to, int value, size_t bytes) {
+void* __wrap_memmove(void* to, const void* from, size_t bytes) { return __wrap_memcpy(to, from, bytes); }
+void* __wrap_memset(void* to, int value, size_t bytes) {
   hook(to, bytes, true, CALLER);
   return std::memset(to, value, bytes);
 }

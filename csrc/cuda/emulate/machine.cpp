@@ -83,6 +83,7 @@ struct Machine {
 
   Order order = kForward;
   bool early_copies = false;
+  int64_t accesses = 0;  // that a launch may take
   std::mt19937 random;
 
   std::string report;
@@ -183,6 +184,7 @@ void run_block() {
     running.in_fiber = false;
   }
   if (m.report.empty() && m.done < m.threads) report_deadlock();
+  running.thread = -1;
 }
 
 void name_kernel(const void* kernel) {
@@ -192,9 +194,11 @@ void name_kernel(const void* kernel) {
   if (info.dli_sname == nullptr) return;
   int status = 0;
   char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-  machine.kernel_name = status == 0 ? readable : info.dli_sname;
+  std::string& name = machine.kernel_name = status == 0 ? readable : info.dli_sname;
   std::free(readable);
-  machine.kernel_name.resize(std::min(machine.kernel_name.size(), machine.kernel_name.find('(')));
+  const size_t end = name.find(">(");  // of a template's arguments
+  name.resize(std::min(name.size(), end != std::string::npos ? end + 1 : name.find('(')));
+  if (name.rfind("void ", 0) == 0) name.erase(0, 5);
 }
 
 char* make_stacks() {
@@ -214,7 +218,7 @@ void fail(const void* at, const char* format, ...) {
   std::vsnprintf(text, sizeof(text), format, values);
   va_end(values);
   if (machine.report.empty()) {
-    if (threadIdx_value.x != ~0u) {
+    if (running.thread >= 0) {
       machine.report = machine.kernel_name + ", block " + std::to_string(blockIdx_value.x) + ", thread " +
                        std::to_string(running.thread) + ": ";
     }
@@ -236,7 +240,6 @@ void launch(const void* kernel, int64_t blocks, int threads, int64_t shared, voi
   Machine& m = machine;
   if (!m.report.empty()) return;
   name_kernel(kernel);
-  threadIdx_value.x = ~0u;
   if (blocks < 1 || blocks > INT32_MAX || threads < 1 || threads > kMaxThreads || shared < 0 || shared > kMaxShared) {
     return fail(nullptr, "%s: cannot launch %ld blocks of %d threads and %ld bytes of shared memory",
                 m.kernel_name.c_str(), blocks, threads, shared);
@@ -245,6 +248,7 @@ void launch(const void* kernel, int64_t blocks, int threads, int64_t shared, voi
   ++m.launches;
   running.clock.launch = ++running.clock.now;
   running.shared = shared;
+  running.accesses_left = m.accesses;
   running.arguments = static_cast<const char*>(arguments);
   running.arguments_bytes = bytes;
   m.threads = threads;
@@ -334,14 +338,16 @@ using emulate::machine;
 
 extern "C" {
 
-// Begins a run: what was registered and reported before is forgotten. order: 0 forward, 1 reversed, 2 random.
-void emulate_begin(int64_t order, int64_t seed, int64_t early_copies) {
+// Begins a run: what was registered and reported before is forgotten. order: 0 forward, 1 reversed, 2 random; a launch
+// of more than `accesses` to memory, fibers' stacks included, is taken to be endless.
+void emulate_begin(int64_t order, int64_t seed, int64_t early_copies, int64_t accesses) {
   emulate::forget_memory(!machine.report.empty());
   machine.report.clear();
   machine.launches = machine.bank_conflicts = 0;
   machine.order = static_cast<emulate::Order>(order);
   machine.random.seed(static_cast<unsigned>(seed));
   machine.early_copies = early_copies != 0;
+  machine.accesses = accesses;
 }
 
 void emulate_register(const void* start, int64_t bytes, int64_t kind, const char* name) {
@@ -350,10 +356,7 @@ void emulate_register(const void* start, int64_t bytes, int64_t kind, const char
 
 // What the run did wrong, empty if nothing.
 const char* emulate_report() {
-  if (machine.report.empty()) {
-    threadIdx_value.x = ~0u;
-    emulate::check_outputs();
-  }
+  if (machine.report.empty()) emulate::check_outputs();
   return machine.report.c_str();
 }
 

@@ -23,9 +23,10 @@ struct Clock {
 
 struct Running {
   bool in_fiber = false;
-  int thread = 0;
-  char* stacks = nullptr;  // of all threads
-  int64_t shared = 0;      // bytes of the launch
+  int thread = -1;            // -1: the host's
+  int64_t accesses_left = 0;  // of the launch
+  char* stacks = nullptr;     // of all threads
+  int64_t shared = 0;         // bytes of the launch
   const char* arguments = nullptr;
   size_t arguments_bytes = 0;
   Clock clock;
@@ -48,11 +49,10 @@ void start_copy(const void* shared, const void* global, int bytes, const void* a
 void land_copy(const void* shared, int bytes, int thread);
 
 inline void hook(const void* address, size_t bytes, bool write, const void* at) {
-  if (!running.in_fiber ||
-      static_cast<size_t>(static_cast<const char*>(address) - running.stacks) < kMaxThreads * kStack) {
-    return;
-  }
-  check(address, bytes, write, at);
+  if (!running.in_fiber) return;
+  if (--running.accesses_left < 0) return fail(at, "seems to be endless: too many accesses");
+  const auto from_stacks = static_cast<size_t>(static_cast<const char*>(address) - running.stacks);
+  if (from_stacks >= kMaxThreads * kStack) check(address, bytes, write, at);
 }
 
 }  // namespace emulate

@@ -41,11 +41,15 @@ WATCHED = "-Wl,-Bsymbolic,--wrap=memcpy,--wrap=memmove,--wrap=memset"
 
 @dataclass(frozen=True)
 class Machine:
-    """In which order threads and blocks run, and whether asynchronous copies land as late or as early as they may."""
+    """In which order threads and blocks run, whether asynchronous copies land as late or as early as they may.
+
+    A launch of more `accesses` to memory than that is taken to be endless.
+    """
 
     order: str = "forward"  # or reversed, random
     seed: int = 0
     early_copies: bool = False
+    accesses: int = 1 << 31
 
 
 MACHINES = (Machine(), Machine("reversed", early_copies=True), Machine("random", seed=1))
@@ -87,7 +91,7 @@ class Kernels:
     ) -> None:
         """Calls the shim's function; raises AssertionError with what the machine reports."""
         order = ("forward", "reversed", "random").index(machine.order)
-        self.library.emulate_begin(*map(ctypes.c_int64, (order, machine.seed, machine.early_copies)))
+        self.library.emulate_begin(*map(ctypes.c_int64, (order, machine.seed, machine.early_copies, machine.accesses)))
         for name, buffer in (buffers or {}).items():
             self._register(name, buffer)
         getattr(self.library, function)(*[self._passed(i, each) for i, each in enumerate(arguments)])
