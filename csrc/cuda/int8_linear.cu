@@ -1,37 +1,44 @@
-// int8_linear for CUDA: checks, allocation and launch on products.cuh.
+// int8_linear for CUDA: checks, allocation and launch on gemv.cuh and products.cuh.
+#include "gemv.cuh"
 #include "product_op.h"
 
 namespace torchaccel::cuda {
 namespace {
+
+template <typename X>
+void run_gemv(const Call& call, const Matrix& x) {
+  const GemvPlan plan = gemv_plan(x.rows, call.epilogue.channels, x.k, 1, call.device.multiprocessors);
+  const int64_t bytes = gemv_workspace(plan, x.rows, call.epilogue.channels);
+  gemv(reinterpret_cast<const X*>(x.x), x.k, call.weights, call.epilogue, plan,
+       bytes > 0 ? call.workspace(bytes) : nullptr, call.stream);
+}
 
 Tensor int8_linear(const Tensor& given, const Tensor& b, const Tensor& colsum, const Tensor& scale_a,
                    const Tensor& scale_b, const OptionalTensor& zero_point, const OptionalTensor& bias,
                    const std::string& activation, ScalarType out_dtype, const OptionalTensor& scale_out,
                    const OptionalTensor& zero_point_out, const OptionalTensor& packed) {
   Arguments args("int8_linear", given);
-  STD_TORCH_CHECK(b.dim() == 2 && given.dim() > 0 && given.size(given.dim() - 1) == b.size(1), args.op(),
-                  ": a has shape ", shape_of(given), ", b has shape ", shape_of(b),
-                  "; accepted are [..., K] and [N, K]");
-  const int64_t n = b.size(0), k = b.size(1);
-  const bool is_signed = is_signed_int8(args.op(), given.scalar_type(), k);
-  std::vector<int64_t> sizes(given.sizes().begin(), given.sizes().end());
-  sizes.back() = n;
-  int64_t m = 1;
-  for (size_t i = 0; i + 1 < sizes.size(); ++i) m *= sizes[i];
-  check_range(args.op(), m, n, k);
+  const Sizes size = linear_sizes(args.op(), "a", given, b);
+  const bool is_signed = is_signed_int8(args.op(), given.scalar_type(), size.k);
   const torch::stable::accelerator::DeviceGuard guard(given.get_device_index());
   const Tensor a = on_boundary(torch::stable::contiguous(given));
-  Tensor out = torch::stable::new_empty(a, sizes, out_dtype);
+  Tensor out = torch::stable::new_empty(a, size.out, out_dtype);
   const Epilogue e = int8_epilogue(args, {colsum, scale_a, scale_b, zero_point, bias, scale_out, zero_point_out}, out,
-                                   m, 1, n, activation);
+                                   size.m, 1, size.n, activation);
   bool two_four = false;
-  const Weights weights = packed_weights(args, packed, std::nullopt, std::nullopt, n, k, 1, two_four);
-  STD_TORCH_CHECK(!two_four || k % 16 == 0, args.op(), ": 2:4 weights need K divisible by 16, given is ", k);
+  const Weights weights = packed_weights(args, packed, std::nullopt, std::nullopt, size.n, size.k, 1, two_four);
+  STD_TORCH_CHECK(!two_four || size.k % 16 == 0, args.op(), ": 2:4 weights need K divisible by 16, given is ", size.k);
   if (out.numel() == 0) return out;
-  const Matrix x = {static_cast<const uint8_t*>(a.data_ptr()), k, static_cast<int>(m), static_cast<int>(k)};
+  const Matrix x = {static_cast<const uint8_t*>(a.data_ptr()), size.k, static_cast<int>(size.m),
+                    static_cast<int>(size.k)};
   OptionalTensor workspace;
   const Call call = call_of(a, weights, e, workspace);
-  check_ran(args.op(), two_four ? run_two_four(is_signed, call, x) : run_dense(is_signed, call, x));
+  if (size.m <= kGemvColumns && !two_four) {
+    is_signed ? run_gemv<int8_t>(call, x) : run_gemv<uint8_t>(call, x);
+    check_launch(args.op());
+  } else {
+    check_ran(args.op(), two_four ? run_two_four(is_signed, call, x) : run_dense(is_signed, call, x));
+  }
   return out;
 }
 

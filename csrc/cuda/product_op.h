@@ -56,6 +56,22 @@ inline void check_range(const char* op, int64_t rows, int64_t channels, int64_t 
       " bytes is more than one call takes");
 }
 
+// A product of x [..., K] by b [N, K].
+struct Sizes {
+  int64_t m, n, k;
+  std::vector<int64_t> out;  // [..., N]
+};
+
+inline Sizes linear_sizes(const char* op, const char* name, const Tensor& x, const Tensor& b) {
+  STD_TORCH_CHECK(b.dim() == 2 && x.dim() > 0 && x.size(x.dim() - 1) == b.size(1), op, ": ", name, " has shape ",
+                  shape_of(x), ", b has shape ", shape_of(b), "; accepted are [..., K] and [N, K]");
+  Sizes size = {1, b.size(0), b.size(1), {x.sizes().begin(), x.sizes().end()}};
+  size.out.back() = size.n;
+  for (size_t i = 0; i + 1 < size.out.size(); ++i) size.m *= size.out[i];
+  check_range(op, size.m, size.n, size.k * 4);
+  return size;
+}
+
 // What all int8 ops take besides their operands; as in torchaccel/ops/_epilogue.py.
 struct EpilogueTensors {
   const Tensor& colsum;

@@ -58,7 +58,7 @@ def _cases() -> list[tuple[str, tuple]]:
                 torch.ones(1) if int8 else None, None, ops.pack_int8(b),
             )  # fmt: skip
             cases.append(("int8_linear", arguments))
-        cases.append(("int8_linear_weight_only", (torch.randn(2, m, 10), _int(6, 10), _rand(6), None, "none")))
+        cases.append(("int8_linear_weight_only", (torch.randn(2, m, 10), _int(6, 10), _rand(6), None, "none", None)))
     for shape in SIZES:
         a = _int(*shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         window = [min(2, s) for s in shape[2:]]

@@ -27,9 +27,11 @@ class Int8LinearWeightOnly(PackedModule):
     """
 
     op = "int8_linear_weight_only"
+    derived = ("packed",)
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
+    packed: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "none") -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class Int8LinearWeightOnly(PackedModule):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_features))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("packed", None, persistent=False)
 
     @classmethod
     def from_float(cls, module: nn.Linear) -> Int8LinearWeightOnly:
@@ -53,6 +56,7 @@ class Int8LinearWeightOnly(PackedModule):
         out.weight, out.scale = _weights.quantize_weight("Int8LinearWeightOnly", module.weight)
         if module.bias is not None:
             out.bias = module.bias.detach().to(torch.float32).clone()
+        out.pack()
         return out.train(module.training)
 
     def to_float(self) -> nn.Linear:
@@ -70,7 +74,7 @@ class Int8LinearWeightOnly(PackedModule):
         }
 
     def pack(self) -> None:
-        """Nothing is derived: the op reads the canonical weight."""
+        self.packed = ops.pack_int8(self.weight, two_four=False) if self.weight.device.type == "cuda" else None
 
     def fuse_activation(self, name: str) -> None:
         """Apply an activation ("relu", "relu6", "gelu", "silu") as the last step, in the same pass."""
@@ -106,7 +110,7 @@ class Int8LinearWeightOnly(PackedModule):
         x = input  # named as in the layer that this one stands in for
         guarded = _inference.needs_guard(x)
         source = x.detach() if guarded else x
-        y = ops.int8_linear_weight_only(source, self.weight, self.scale, self.bias, self.activation)
+        y = ops.int8_linear_weight_only(source, self.weight, self.scale, self.bias, self.activation, self.packed)
         return _inference.guard(y, x) if guarded else y
 
     def extra_repr(self) -> str:

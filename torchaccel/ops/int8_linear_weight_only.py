@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchaccel.ops import _check, _epilogue
-from torchaccel.ops._library import define
+from torchaccel.ops import _check, _epilogue, _tiles
+from torchaccel.ops._library import define, run, too_old
 
 OP = "int8_linear_weight_only"
+# From here on the CUDA kernel, which reads the weights again for each 8 rows of float32, loses to one float32 product.
+_FLOAT32_ROWS = 64
 
 
-def _reference(x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def _reference(
+    x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None, activation: str, packed: Tensor | None
+) -> Tensor:
     # In float32: sums of unscaled int8 weights leave the range of float16.
     y = F.linear(x.to(torch.float32), b.to(torch.float32)) * scale_b
     if bias is not None:
@@ -20,15 +26,31 @@ def _reference(x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None, activ
     return _epilogue.activate(y, activation).to(x.dtype)
 
 
-def _fake(x, b, scale_b, bias, activation):
+def _fake(x, b, scale_b, bias, activation, packed):
     return torch.empty((*x.shape[:-1], b.shape[0]), dtype=x.dtype, device=x.device)
 
 
-define(f"{OP}(Tensor x, Tensor b, Tensor scale_b, Tensor? bias, str activation) -> Tensor", _reference, _fake)
+define(
+    f"{OP}(Tensor x, Tensor b, Tensor scale_b, Tensor? bias, str activation, Tensor? packed) -> Tensor",
+    _reference,
+    _fake,
+)
+
+
+def supports(device: torch.device, *, dtype: torch.dtype, rows: int) -> str | None:
+    """Why no native kernel takes `rows` rows of `dtype` on `device`, or None where one does."""
+    if device.type == "cuda" and dtype == torch.float32 and rows > _FLOAT32_ROWS:
+        return f"the CUDA kernel takes up to {_FLOAT32_ROWS} rows of float32, not {rows}"
+    return too_old(device)
 
 
 def int8_linear_weight_only(
-    x: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None = None, activation: str = "none"
+    x: Tensor,
+    b: Tensor,
+    scale_b: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Multiply float activations by int8 weights: `act((x @ b.T) * scale_b + bias)`.
 
@@ -37,6 +59,7 @@ def int8_linear_weight_only(
         b: [N, K] int8.
         scale_b: [N] float32; bias: [N] float32.
         activation: "none", "relu", "relu6", "gelu" or "silu".
+        packed: what `pack_int8(b, two_four=False)` returned.
 
     Returns:
         [..., N] of the dtype of `x`, contiguous.
@@ -46,12 +69,20 @@ def int8_linear_weight_only(
 
     Equivalent to `F.linear(x, b * scale_b[:, None], bias)`.
     """
-    _check.dtype_in(OP, "x", x.dtype, _check.FLOATS)
-    _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
-    _check.device_of(OP, x, b=b, scale_b=scale_b, bias=bias)
-    if b.dim() != 2 or x.dim() == 0 or x.shape[-1] != b.shape[1]:
-        _check.fail(OP, f"x has shape {tuple(x.shape)}, b has {tuple(b.shape)}; accepted are [..., K] and [N, K]")
-    _check.sizes(OP, "scale_b", scale_b, (b.shape[0],))
-    _check.sizes(OP, "bias", bias, (b.shape[0],))
-    _check.known_activation(OP, activation)
-    return torch.ops.torchaccel.int8_linear_weight_only(x, b, scale_b, bias, activation)
+
+    def validate() -> None:
+        _check.dtype_in(OP, "x", x.dtype, _check.FLOATS)
+        _check.dtype_in(OP, "b", b.dtype, (torch.int8,))
+        _check.device_of(OP, x, b=b, scale_b=scale_b, bias=bias, packed=packed)
+        if b.dim() != 2 or x.dim() == 0 or x.shape[-1] != b.shape[1]:
+            _check.fail(OP, f"x has shape {tuple(x.shape)}, b has {tuple(b.shape)}; accepted are [..., K] and [N, K]")
+        _check.sizes(OP, "scale_b", scale_b, (b.shape[0],))
+        _check.sizes(OP, "bias", bias, (b.shape[0],))
+        _check.known_activation(OP, activation)
+
+    def call(op: Callable) -> Tensor:
+        tiles = _tiles.pack_whole(b) if packed is None and _tiles.wanted(OP, x.device) else packed
+        return op(x, b, scale_b, bias, activation, tiles)
+
+    reason = supports(x.device, dtype=x.dtype, rows=x.shape[:-1].numel())
+    return run(OP, x.device, reason, _reference, validate, call)
