@@ -1,6 +1,7 @@
 // int8_avg_pool2d: checks, allocation, and equal shares of pixels x blocks of channels; see pool.inl.
 #include <torch/csrc/stable/library.h>
 
+#include "arguments.h"
 #include "isa.h"
 #include "parallel.h"
 #include "pool.h"
@@ -13,16 +14,13 @@ Tensor int8_avg_pool2d(const Tensor& a, const Tensor& scale_a, const OptionalTen
                        const std::vector<int64_t>& padding, bool ceil_mode, bool count_include_pad,
                        ScalarType out_dtype, const OptionalTensor& scale_out, const OptionalTensor& zero_point_out) {
   Arguments args("int8_avg_pool2d", a);
-  const bool is_signed = is_signed_int8(args.op(), "a", a.scalar_type());
-  STD_TORCH_CHECK(a.dim() == 4, args.op(), ": a has shape ", shape_of(a), ", accepted is [N, C, H, W]");
-  const Tensor nhwc = in_nhwc(a);
   const std::vector<int64_t> no_dilation = {1, 1};
-  const Input in = make_windows(args, nhwc, {kernel_size, stride, padding, no_dilation, ceil_mode});
-  constexpr int64_t kMaxArea = 2147483647 / 255;  // pixels whose sum int32 holds
-  STD_TORCH_CHECK(in.kh <= kMaxArea && in.kw <= kMaxArea / in.kh, args.op(), ": kernel_size is (", in.kh, ", ", in.kw,
-                  "), accepted are at most ", kMaxArea, " pixels");
+  const Windows windows = {kernel_size, stride, padding, no_dilation, ceil_mode};
+  const WindowGrid grid = check_averages(args.op(), a, windows);
+  const Tensor nhwc = in_nhwc(a);
+  const Input in = windows_over(nhwc, windows, grid);
   Average average = {};
-  average.is_signed = is_signed;
+  average.is_signed = a.scalar_type() == ScalarType::Char;
   average.include_padding = count_include_pad;
   average.scale = *args.vector<float>("scale_a", scale_a, ScalarType::Float, 1);
   const int32_t* shift = args.vector<int32_t>("zero_point", zero_point, ScalarType::Int, 1);

@@ -1,6 +1,7 @@
 // int8_max_pool2d: checks, allocation, and equal shares of the output pixels for the threads; see pool.inl.
 #include <torch/csrc/stable/library.h>
 
+#include "arguments.h"
 #include "isa.h"
 #include "parallel.h"
 #include "pool.h"
@@ -10,11 +11,11 @@ namespace {
 
 Tensor int8_max_pool2d(const Tensor& a, const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool ceil_mode) {
-  Arguments args("int8_max_pool2d", a);
-  const bool is_signed = is_signed_int8(args.op(), "a", a.scalar_type());
-  STD_TORCH_CHECK(a.dim() == 4, args.op(), ": a has shape ", shape_of(a), ", accepted is [N, C, H, W]");
+  const Windows windows = {kernel_size, stride, padding, dilation, ceil_mode};
+  const WindowGrid grid = check_windows("int8_max_pool2d", a, windows);
+  const bool is_signed = a.scalar_type() == ScalarType::Char;
   const Tensor nhwc = in_nhwc(a);
-  const Input in = make_windows(args, nhwc, {kernel_size, stride, padding, dilation, ceil_mode});
+  const Input in = windows_over(nhwc, windows, grid);
   Tensor out = empty_nhwc(in.n, in.c, in.oh, in.ow, a.scalar_type());
   if (out.numel() == 0) return out;
   uint8_t* to = static_cast<uint8_t*>(out.mutable_data_ptr());

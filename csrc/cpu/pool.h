@@ -1,16 +1,12 @@
-// What the pooling ops share: the windows over an NHWC tensor.
+// What the pooling ops share.
 #pragma once
 
-#include "arguments.h"
+#include "../common/windows.h"
+#include "kernels.h"
 
 namespace torchaccel {
 
-struct Windows {
-  const std::vector<int64_t>&kernel_size, &stride, &padding, &dilation;
-  bool ceil_mode;
-};
-
-// The windows over `a` [N, C, H, W], channels_last, by the rules of torchaccel/ops/_pool.py.
-Input make_windows(Arguments& args, const Tensor& a, const Windows& windows);
+// The windows over `a` [N, C, H, W], channels_last, for the inner loops.
+Input windows_over(const Tensor& a, const Windows& windows, const WindowGrid& grid);
 
 }  // namespace torchaccel
