@@ -9,18 +9,13 @@ from torchaccel.ops import blocks
 
 PATTERNS = tuple(blocks.BLOCKS)
 # The most regular first: a weight that is 4x4 sparse is 1x4 sparse as well.
-_BY_ORDER = ("4x4", "16x1", "1x4")
+_BY_ORDER = ("tile", "4x4", "16x1", "1x4")
 # The share of zeros that lie in blocks of zeros; a weight may be zero by chance, too.
 _IN_BLOCKS = 0.99
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """[O, C, kh, kw] as [O, kh * kw * C], input channels innermost; [O, C] as it is."""
-    return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
-
-
 def _like_weight(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_matrix`, contiguous."""
+    """The inverse of `blocks.matrix_of`, contiguous."""
     if len(shape) == 2:
         return matrix.contiguous()
     o, c, kh, kw = shape
@@ -30,7 +25,7 @@ def _like_weight(matrix: Tensor, shape: torch.Size) -> Tensor:
 def _tiles(weight: Tensor, pattern: str) -> Tensor:
     """[block rows, blocks per row, block rows * columns] of the pattern's blocks."""
     rows, columns = blocks.block_of(pattern)
-    matrix = _matrix(weight)
+    matrix = blocks.matrix_of(weight)
     tiles = matrix.reshape(matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns)
     return tiles.transpose(1, 2).flatten(2)
 
@@ -64,7 +59,7 @@ def largest(score: Tensor, amount: float) -> Tensor:
 
 def two_of_four(weight: Tensor) -> Tensor:
     """A 2:4 mask: the two largest of each four neighbouring input channels, at each kernel position."""
-    groups = _matrix(weight.detach()).abs()
+    groups = blocks.matrix_of(weight.detach()).abs()
     groups = groups.reshape(groups.shape[0], -1, 4)
     kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, groups.topk(2, dim=2).indices, True)
     return _like_weight(kept.flatten(1), weight.shape)
@@ -82,8 +77,9 @@ def pattern_of(weight: Tensor) -> str | None:
         weight: [O, C] or [O, C, kh, kw].
 
     Returns:
-        "4x4", "16x1" or "1x4" where the zeros lie in blocks of zeros (all but a hundredth of them, by chance), "2:4"
-        where each four neighbouring input channels hold at most two nonzeros, else "unstructured".
+        "tile", "4x4", "16x1" or "1x4" where the zeros lie in blocks of zeros (all but a hundredth of them, by chance),
+        "2:4" where each four neighbouring input channels hold at most two nonzeros, "tile+2:4" where there are tiles
+        of zeros as well, else "unstructured".
     """
     zeros = weight.numel() - int(torch.count_nonzero(weight))
     if zeros == 0:
@@ -98,6 +94,9 @@ def pattern_of(weight: Tensor) -> str | None:
         check_mask(weight, "2:4")
     except ValueError:
         return "unstructured"
+    both = "tile+2:4"
+    if blocks.fits(both, weight.shape[0], weight.shape[1]) is None and not _tiles(weight != 0, both).any(2).all():
+        return both
     return "2:4"
 
 
@@ -114,34 +113,41 @@ def check_mask(weight: Tensor, pattern: str) -> None:
 
     Args:
         weight: [O, C] or [O, C, kh, kw], weights or a mask.
-        pattern: "unstructured", "1x4", "4x4", "16x1" or "2:4".
+        pattern: one of `PATTERNS`.
 
     Raises:
         ValueError: channels that do not fit the pattern, or the first block that breaks it: where and how.
     """
     check_fits(weight, pattern)
     nonzero = weight != 0
+    if pattern in blocks.TWO_FOUR:
+        _check_two_of_four(nonzero)
     if pattern == "2:4":
-        matrix = _matrix(nonzero)
-        counts = matrix.reshape(matrix.shape[0], -1, 4).sum(2)
-        wrong = (counts > 2).nonzero()
-        if len(wrong):
-            row, group = wrong[0].tolist()
-            message = (
-                f"sparsity: 2:4 allows 2 nonzeros in four input channels, found {int(counts[row, group])} at "
-                f"{_place(weight, row, group * 4, 1, 4)}"
-            )
-            across = _matrix(nonzero.transpose(0, 1))
-            if across.shape[1] % 4 == 0 and int(across.reshape(across.shape[0], -1, 4).sum(2).max()) <= 2:
-                message += "; the mask is 2:4 along the output channels, accepted is along the input channels"
-            raise ValueError(message)
         return
     rows, columns = blocks.block_of(pattern)
+    whole = rows * columns // (2 if pattern in blocks.TWO_FOUR else 1)
     filled = _tiles(nonzero, pattern).sum(2)
-    wrong = ((filled > 0) & (filled < rows * columns)).nonzero()
+    wrong = ((filled > 0) & (filled < whole)).nonzero()
     if len(wrong):
         row, block = wrong[0].tolist()
         raise ValueError(
-            f"sparsity: {pattern} prunes whole blocks, found {int(filled[row, block])} nonzeros of {rows * columns} at "
-            f"{_place(weight, row * rows, block * columns, rows, columns)}"
+            f"sparsity: {pattern} prunes whole blocks, found {int(filled[row, block])} nonzeros of {whole} at "
+            f"{_place(nonzero, row * rows, block * columns, rows, columns)}"
         )
+
+
+def _check_two_of_four(nonzero: Tensor) -> None:
+    matrix = blocks.matrix_of(nonzero)
+    counts = matrix.reshape(matrix.shape[0], -1, 4).sum(2)
+    wrong = (counts > 2).nonzero()
+    if not len(wrong):
+        return
+    row, group = wrong[0].tolist()
+    message = (
+        f"sparsity: 2:4 allows 2 nonzeros in four input channels, found {int(counts[row, group])} at "
+        f"{_place(nonzero, row, group * 4, 1, 4)}"
+    )
+    across = blocks.matrix_of(nonzero.transpose(0, 1))
+    if across.shape[1] % 4 == 0 and int(across.reshape(across.shape[0], -1, 4).sum(2).max()) <= 2:
+        message += "; the mask is 2:4 along the output channels, accepted is along the input channels"
+    raise ValueError(message)

@@ -22,9 +22,10 @@ class Sparsity:
     """Which weights to prune.
 
     Args:
-        pattern: "unstructured", "1x4", "4x4", "16x1" (output channels x input channels, at one kernel position) or
-            "2:4" (two of four neighbouring input channels).
-        amount: the share to prune, at least 0 and below 1; exactly 0.5 for "2:4".
+        pattern: "unstructured"; "1x4", "4x4" or "16x1" (output channels x input channels, at one kernel position);
+            "tile", 64x64, what a GPU kernel skips; "2:4" (two of four neighbouring input channels); or "tile+2:4",
+            tiles of 64x128 and 2:4 within those that stay.
+        amount: the share to prune, at least 0 and below 1; exactly 0.5 for "2:4", at least that for "tile+2:4".
         steps: ascending amounts of gradual pruning, the last one `amount`; None prunes at once.
         scope: "layer" prunes the same share everywhere, "global" the smallest blocks of all layers together.
 
@@ -48,6 +49,9 @@ class Sparsity:
             raise ValueError(
                 f"Sparsity: amount is {self.amount}, accepted for 2:4 is 0.5, which it prunes by definition"
             )
+        if self.pattern == "tile+2:4" and min((self.amount, *(self.steps or ()))) < 0.5:
+            given = f"amount is {self.amount}" + (f", steps is {self.steps}" if self.steps else "")
+            raise ValueError(f"Sparsity: {given}, accepted for tile+2:4 is at least 0.5, which 2:4 prunes of each tile")
         if self.steps is None:
             return
         object.__setattr__(self, "steps", tuple(self.steps))
@@ -110,20 +114,28 @@ def _why_impossible(name: str, module: nn.Linear | nn.Conv2d, pattern: str) -> s
 
 def _new_masks(layers: dict[str, nn.Linear | nn.Conv2d], sparsity: Sparsity) -> dict[str, Tensor]:
     """The mask of each layer. What is pruned already scores zero and stays pruned."""
+    within, amount = {}, sparsity.amount
+    if sparsity.pattern in blocks.TWO_FOUR:
+        within = {name: patterns.two_of_four(m.weight) for name, m in layers.items()}
+        amount = 2 * amount - 1  # of the tiles: half of what stays goes
     if sparsity.pattern == "2:4":
-        return {name: patterns.two_of_four(m.weight) for name, m in layers.items()}
-    score = {name: patterns.scores(m.weight, sparsity.pattern) for name, m in layers.items()}
+        return within
+    score = {
+        name: patterns.scores(torch.where(within[name], m.weight, 0) if within else m.weight, sparsity.pattern)
+        for name, m in layers.items()
+    }
     if sparsity.scope == "layer" or not layers:
-        kept = {name: patterns.largest(s, sparsity.amount) for name, s in score.items()}
+        kept = {name: patterns.largest(s, amount) for name, s in score.items()}
     else:
-        together = patterns.largest(torch.cat([s.flatten().cpu() for s in score.values()]), sparsity.amount)
+        together = patterns.largest(torch.cat([s.flatten().cpu() for s in score.values()]), amount)
         parts = together.split([s.numel() for s in score.values()])
         # A layer that lost everything would cut the network in two: it keeps its largest block.
         kept = {
             name: part.view(s.shape).to(s.device) | ((s == s.max()) & (not part.any()))
             for (name, s), part in zip(score.items(), parts, strict=True)
         }
-    return {name: patterns.expand(k, sparsity.pattern, layers[name].weight.shape) for name, k in kept.items()}
+    new = {name: patterns.expand(k, sparsity.pattern, layers[name].weight.shape) for name, k in kept.items()}
+    return {name: mask & within[name] for name, mask in new.items()} if within else new
 
 
 def sparsify_(

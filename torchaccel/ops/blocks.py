@@ -26,6 +26,7 @@ BLOCKS = {
     "tile": (64, 64),
     "tile+2:4": (64, 128),
 }
+TWO_FOUR = ("2:4", "tile+2:4")
 
 
 def block_of(pattern: str) -> tuple[int, int]:
