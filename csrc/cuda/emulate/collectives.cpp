@@ -9,9 +9,6 @@
 
 namespace emulate {
 
-void count_bank_conflicts(int count);
-const void* waiting_at();
-
 namespace {
 
 constexpr int kRows = 16, kColumns = 8, kWords = 16;  // words of 4 bytes: at most 64 bytes of K
@@ -118,7 +115,7 @@ void run_mma_sparse(void* const (&lanes)[kWarp]) {
 // The lane that a word goes to is the one that reads it.
 template <int kMatrices>
 void run_load_matrices(void* const (&lanes)[kWarp]) {
-  const int first = running.thread / kWarp * kWarp;
+  const int last = running.thread, first = last / kWarp * kWarp;
   for (int matrix = 0; matrix < kMatrices; ++matrix) {
     int passes[8] = {};
     for (int i = 0; i < 8; ++i) {
@@ -131,12 +128,14 @@ void run_load_matrices(void* const (&lanes)[kWarp]) {
       for (int j = 0; j < i; ++j) again |= static_cast<Rows*>(lanes[matrix * 8 + j])->row == row;
       if (!again) ++passes[chunk % 8];
       for (int t = 0; t < 4; ++t) {
-        check_shared(row + 4 * t, 4, false, first + 4 * i + t, waiting_at());
+        running.thread = first + 4 * i + t;
+        check_shared(row + 4 * t, 4, false, waiting_at());
         std::memcpy(&static_cast<Rows*>(lanes[4 * i + t])->d[matrix], row + 4 * t, 4);
       }
     }
     count_bank_conflicts(*std::max_element(passes, passes + 8) - 1);
   }
+  running.thread = last;
 }
 
 void run_shuffle(void* const (&lanes)[kWarp]) {

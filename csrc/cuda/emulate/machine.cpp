@@ -106,7 +106,7 @@ void land(Fiber& fiber, int groups) {
   for (; landed < fiber.copies.size() && fiber.copies[landed].group < groups; ++landed) {
     const Copy& copy = fiber.copies[landed];
     if (!machine.early_copies) std::memcpy(copy.to, copy.from, copy.bytes);
-    land_copy(copy.to, copy.bytes, running.thread);
+    land_copy(copy.to, copy.bytes);
   }
   fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + landed);
 }

@@ -57,8 +57,9 @@ bool ordered(uint32_t time, int thread, int warp, int now) {
   return thread == now || time < clock.barrier || (warp == now / kWarp && time < clock.warp[warp]);
 }
 
-void note_read(Byte& byte, int thread) {
+void note_read(Byte& byte) {
   const Clock& clock = running.clock;
+  const int thread = running.thread;
   const auto warp = static_cast<uint16_t>(thread / kWarp);
   if (byte.last.time >= clock.barrier && byte.last.warp != warp) {
     std::swap(byte.last, byte.other);
@@ -73,7 +74,8 @@ struct Place {
   size_t offset;
 };
 
-void touch(Byte& byte, bool write, int thread, Place place, const void* at) {
+void touch(Byte& byte, bool write, Place place, const void* at) {
+  const int thread = running.thread;
   const char* verb = write ? "writes" : "reads";
   if (byte.under_way != 0) {
     fail(at, "%s %s byte %zu while a copy of thread %d to it is under way", verb, place.memory, place.offset,
@@ -86,7 +88,7 @@ void touch(Byte& byte, bool write, int thread, Place place, const void* at) {
     fail(at, "%s %s byte %zu, which thread %d wrote with no barrier since", verb, place.memory, place.offset,
          byte.writer);
   }
-  if (!write) return note_read(byte, thread);
+  if (!write) return note_read(byte);
   for (const Byte::Read& read : {byte.last, byte.other}) {
     if (read.time < running.clock.barrier || ordered(read.time, read.thread, read.warp, thread)) continue;
     fail(at, "writes %s byte %zu, which %s %d read with no barrier since", place.memory, place.offset,
@@ -131,9 +133,9 @@ void check_buffer(Buffer& buffer, const char* p, size_t bytes, bool write, const
         fail(at, "writes byte %zu of %s, which another block read", i, name);
       }
       if (!write && byte.written < clock.launch) {
-        note_read(byte, running.thread);
+        note_read(byte);
       } else {
-        touch(byte, write, running.thread, {name, i}, at);
+        touch(byte, write, {name, i}, at);
       }
     }
   }
@@ -146,18 +148,18 @@ bool in_shared(const char* p) {
 
 }  // namespace
 
-void check_shared(const void* address, size_t bytes, bool write, int thread, const void* at) {
+void check_shared(const void* address, size_t bytes, bool write, const void* at) {
   const int64_t offset = static_cast<const uint8_t*>(address) - shared_base;
   if (offset < 0 || offset + static_cast<int64_t>(bytes) > running.shared) {
     return fail(at, "%s bytes %ld to %ld of shared memory, which has %ld", write ? "writes" : "reads", offset,
                 offset + static_cast<int64_t>(bytes) - 1, running.shared);
   }
-  for (size_t i = offset; i < offset + bytes; ++i) touch(shadow[i], write, thread, {"shared", i}, at);
+  for (size_t i = offset; i < offset + bytes; ++i) touch(shadow[i], write, {"shared", i}, at);
 }
 
 void check(const void* address, size_t bytes, bool write, const void* at) {
   const char* p = static_cast<const char*>(address);
-  if (in_shared(p)) return check_shared(p, bytes, write, running.thread, at);
+  if (in_shared(p)) return check_shared(p, bytes, write, at);
   if (Buffer* buffer = find(p); buffer != nullptr && p < buffer->start + buffer->bytes) {
     return check_buffer(*buffer, p, bytes, write, at);
   }
@@ -183,17 +185,17 @@ void start_copy(const void* shared, const void* global, int bytes, const void* a
   if (in_shared(static_cast<const char*>(global))) fail(at, "copies from shared memory");
   check(global, bytes, false, at);
   if (!in_shared(static_cast<const char*>(shared))) fail(at, "copies to %p, not shared memory", shared);
-  check_shared(shared, bytes, true, running.thread, at);
+  check_shared(shared, bytes, true, at);
   Byte* byte = shadow + (static_cast<const uint8_t*>(shared) - shared_base);
   for (int i = 0; i < bytes; ++i) byte[i].under_way = static_cast<uint16_t>(running.thread + 1);
 }
 
-void land_copy(const void* shared, int bytes, int thread) {
+void land_copy(const void* shared, int bytes) {
   Byte* byte = shadow + (static_cast<const uint8_t*>(shared) - shared_base);
   for (int i = 0; i < bytes; ++i) {
     byte[i].under_way = 0;
     byte[i].written = running.clock.now;
-    byte[i].writer = static_cast<uint16_t>(thread);
+    byte[i].writer = static_cast<uint16_t>(running.thread);
   }
 }
 

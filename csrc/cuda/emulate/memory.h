@@ -43,10 +43,14 @@ void poison_shared();                   // of a block
 
 // Called before the access.
 void check(const void* address, size_t bytes, bool write, const void* at);
-// The same on behalf of another thread, for shared memory alone.
-void check_shared(const void* address, size_t bytes, bool write, int thread, const void* at);
+// The same for shared memory alone.
+void check_shared(const void* address, size_t bytes, bool write, const void* at);
 void start_copy(const void* shared, const void* global, int bytes, const void* at);
-void land_copy(const void* shared, int bytes, int thread);
+void land_copy(const void* shared, int bytes);
+
+// For collectives: where the fiber called, and passes of ldmatrix beyond the first.
+const void* waiting_at();
+void count_bank_conflicts(int count);
 
 inline void hook(const void* address, size_t bytes, bool write, const void* at) {
   if (!running.in_fiber) return;

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[3]
 CSRC = ROOT / "csrc/cuda"
 CACHE = ROOT / "build/emulated"
-COMMON = "g++ -std=c++17 -g1 -ffp-contract=off -fPIC -fno-gnu-unique".split()  # each library is its own machine
+COMMON = "-std=c++17 -g1 -ffp-contract=off -fPIC -fno-gnu-unique".split()  # each library is its own machine
 # What an uninitialized variable holds is a pattern; the sanitizers' calls are answered by emulate/hooks.cpp.
 KERNEL = (
     "-O1 -Wno-unknown-pragmas -ftrivial-auto-var-init=pattern "
@@ -149,42 +150,36 @@ def _dense(tensor: Tensor) -> bool:
 @cache
 def compiled(name: str, csrc: Path = CSRC) -> Kernels:
     """tests/csrc/cuda/<name>.cpp on the kernels of `csrc` (a changed copy, say), from a cache if nothing changed."""
-    kernel = _object(Path(__file__).with_name(f"{name}.cpp"), KERNEL, csrc)
-    return Kernels(_library(name, [str(kernel), str(_machine()), WATCHED]))
+    return Kernels(_library(name, [Path(__file__).with_name(f"{name}.cpp")], KERNEL, csrc, [str(_machine()), WATCHED]))
 
 
 @cache
 def _machine() -> Path:
     """The machine is a library of its own, so that no code of the standard library is shared with watched kernels."""
-    objects = [_object(source, ["-O2"], CSRC) for source in sorted((CSRC / "emulate").glob("*.cpp"))]
-    return _library("machine", [*map(str, objects), "-ldl"])
+    return _library("machine", sorted((CSRC / "emulate").glob("*.cpp")), ["-O2"], CSRC, ["-ldl"])
 
 
-def _library(name: str, arguments: list[str]) -> Path:
-    command = [*COMMON, "-shared", *arguments]
-    made = CACHE / f"{name}-{hashlib.sha256(' '.join(command).encode()).hexdigest()[:16]}.so"
-    if not made.exists():
-        _make(made, command)
-    return made
-
-
-def _object(source: Path, flags: list[str], csrc: Path) -> Path:
-    command = [*COMMON, *flags, f"-I{CSRC / 'emulate'}", f"-I{csrc}", str(source)]
-    rule = subprocess.run([*command, "-MM"], check=True, capture_output=True, text=True).stdout
-    files = rule.replace("\\\n", " ").split(":", 1)[1].split()
-    key = hashlib.sha256(" ".join(command).encode())
-    for file in files:
+def _library(name: str, sources: list[Path], flags: list[str], csrc: Path, linked: list[str]) -> Path:
+    compile_ = ["g++", *COMMON, *flags, f"-I{CSRC / 'emulate'}", f"-I{csrc}"]
+    rules = _output([*compile_, "-MM", *map(str, sources)])
+    files = {word for word in rules.replace("\\\n", " ").split() if not word.endswith(":")}
+    key = hashlib.sha256(" ".join([*compile_, *linked]).encode())
+    for file in sorted(files):
         key.update(Path(file).read_bytes())
-    made = CACHE / f"{source.stem}-{key.hexdigest()[:16]}.o"
-    if not made.exists():
-        _make(made, [*command, "-c"])
+    made = CACHE / f"{name}-{key.hexdigest()[:16]}.so"
+    if made.exists():
+        return made
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        objects = [f"{folder}/{source.stem}.o" for source in sources]
+        for source, target in zip(sources, objects, strict=True):
+            _output([*compile_, "-c", str(source), "-o", target])
+        _output(["g++", "-shared", *objects, *linked, "-o", f"{folder}/library.so"])
+        os.replace(f"{folder}/library.so", made)  # whole, whoever else makes it now
     return made
 
 
-def _make(target: Path, command: list[str]) -> None:
-    """Runs the command with its output put in place when it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{os.getpid()}-{target.name}")
-    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-    partial.replace(target)
+    return done.stdout

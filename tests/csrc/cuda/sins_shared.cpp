@@ -120,6 +120,16 @@ void copy_not_waited_for(Memory m, bool sin) {
   m.out[me()] = m.in[me()];
 }
 
+// No sin that is reported: the copy takes what its source holds when it lands.
+void copy_of_what_changes(Memory m, bool sin) {
+  m.scratch[me()] = m.in[me()];
+  ptx::cp_async<4>(words() + me(), m.scratch + me());
+  ptx::cp_async_commit();
+  if (sin) m.scratch[me()] = 0;
+  ptx::cp_async_wait<0>();
+  m.out[me()] = words()[me()];
+}
+
 void unaligned_copy(Memory m, bool sin) {
   if (me() < 8) ptx::cp_async<16>(words() + 4 * me(), m.in + 4 * me() + (sin ? 1 : 0));
   ptx::cp_async_commit();
@@ -185,6 +195,7 @@ constexpr Sin kSins[] = {
     {"copy_over_what_others_read", copy_over_what_others_read},
     {"write_over_a_copy", write_over_a_copy},
     {"copy_not_waited_for", copy_not_waited_for},
+    {"copy_of_what_changes", copy_of_what_changes},
     {"unaligned_copy", unaligned_copy},
     {"copy_past_the_end", copy_past_the_end},
     {"unaligned_rows", unaligned_rows},

@@ -88,6 +88,12 @@ def test_sin(file: str, name: str) -> None:
         assert torch.equal(*run(kernels, name, False, machine)), "a report leaves nothing behind"
 
 
+def test_copies_land_as_late_or_as_early_as_they_may() -> None:
+    for machine in MACHINES:
+        given, out = run(compiled("sins_shared"), "copy_of_what_changes", True, machine)
+        assert torch.equal(out, given if machine.early_copies else torch.zeros_like(given))
+
+
 def test_endless_loops_end() -> None:
     with pytest.raises(AssertionError, match="endless, block 0, thread 0: seems to be endless"):
         run(compiled("sins_global"), "endless", True, Machine(accesses=100_000))
