@@ -9,11 +9,12 @@ constexpr int kRowSlack = 32;    // bytes behind the last pixel of a row that ma
 constexpr int kWeightBits = 22;  // of a resampling weight, as Pillow has them: 32 less 8 of a pixel and 2 of sums
 
 // The weights of one direction of resizing: output x is the sum of weights[x * width + k] * input[first[x] + k] over
-// k < count[x]. `halves` holds the same for 4 inputs at a time, [size][blocks][8]: the upper 11 bits of four weights,
-// then the lower 11 bits, zero behind the last.
+// k < count[x]. `halves` holds the same for 4 inputs at a time, from input start[x] on, [size][blocks][8]: the upper 11
+// bits of four weights, then their lower 11 bits, zero where there is no weight.
 struct Weights {
   const int *first, *count;
   const int32_t* weights;
+  const int* start;
   const int16_t* halves;
   int width, blocks, size;
 };

@@ -21,7 +21,7 @@ static void across(const uint8_t* row, const Weights& weights, int channels, uin
   const int16_t* halves = weights.halves;
   const int blocks = weights.blocks;
   for (int x = 0; x < weights.size; ++x, out += 3) {
-    const uint8_t* p = row + weights.first[x] * 3;
+    const uint8_t* p = row + weights.start[x] * 3;
     __m256i high = _mm256_setzero_si256(), low = _mm256_setzero_si256();
     for (int block = 0; block < blocks; ++block, p += 12, halves += 8) {
       const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

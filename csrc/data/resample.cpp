@@ -47,14 +47,21 @@ void Taps::build(int in, int full, int offset, int size, bool mirrored) {
 }
 
 void Taps::split() {
+  const int inputs = end - begin;
   blocks = std::max(1, (*std::max_element(count.begin(), count.end()) + 3) / 4);
+  start.assign(first.size(), 0);
   halves.assign(first.size() * blocks * 8, 0);
   for (size_t i = 0; i < first.size(); ++i) {
+    if (count[i] == 0) continue;
+    first[i] -= begin;
+    // Whole blocks stay inside of the inputs, or at most 3 stick out where there are fewer than one block takes.
+    start[i] = std::max(0, std::min(first[i], inputs - 4 * blocks));
     for (int k = 0; k < count[i]; ++k) {
       const int32_t weight = weights[i * width + k];
-      int16_t* block = halves.data() + (i * blocks + k / 4) * 8;
-      block[k % 4] = static_cast<int16_t>(weight >> kHalfBits);
-      block[4 + k % 4] = static_cast<int16_t>(weight & ((1 << kHalfBits) - 1));
+      const int at = first[i] - start[i] + k;
+      int16_t* block = halves.data() + (i * blocks + at / 4) * 8;
+      block[at % 4] = static_cast<int16_t>(weight >> kHalfBits);
+      block[4 + at % 4] = static_cast<int16_t>(weight & ((1 << kHalfBits) - 1));
     }
   }
 }
@@ -123,7 +130,6 @@ void Resampler::run(Decoder& decoder, const View& view, const Recipe& recipe, co
   across_.build(view.box.width, view.full.width, view.left, width, view.flip);
   down_.build(view.box.height, view.full.height, view.top, height, false);
   across_.split();
-  for (int& first : across_.first) first = std::max(0, first - across_.begin);
   const Weights weights = across_.view();
   ring_.resize(static_cast<size_t>(stride) * down_.width);
   rows_.resize(down_.width);

@@ -1,7 +1,8 @@
 // Antialiased bilinear resizing of a window, row by row: as soon as the rows that an output row needs are there, it is
 // written, so that no whole image is ever held.
 //
-// The arithmetic is Pillow's (across first, rounded to uint8, then down; weights in 22-bit fixed point), to the bit.
+// The arithmetic is that of Pillow's bilinear filter, to the bit: weights in 22-bit fixed point, rounded to uint8 after
+// each direction; across first, always.
 #pragma once
 
 #include "data/decoder.h"
@@ -13,6 +14,7 @@ namespace torchaccel::data {
 struct Taps {
   std::vector<int> first, count;
   std::vector<int32_t> weights;
+  std::vector<int> start;
   std::vector<int16_t> halves;
   int width = 1;           // of the widest output, in inputs
   int blocks = 1;          // of `halves`
@@ -20,9 +22,11 @@ struct Taps {
 
   // `in` inputs are resized to `full` outputs, of which `size` from `offset` on are wanted, in reverse if `mirrored`.
   void build(int in, int full, int offset, int size, bool mirrored);
-  void split();  // fills `halves`
+  // Makes inputs count from `begin` on, and fills `start` and `halves`.
+  void split();
   Weights view() const {
-    return {first.data(), count.data(), weights.data(), halves.data(), width, blocks, static_cast<int>(first.size())};
+    return {first.data(),  count.data(), weights.data(), start.data(),
+            halves.data(), width,        blocks,         static_cast<int>(first.size())};
   }
 };
 

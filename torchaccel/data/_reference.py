@@ -1,7 +1,7 @@
 """What csrc/data does, in Python on Pillow: the fallback where it is not built, and what it is tested against.
 
-Pillow resizes to the same bits; JPEG pixels differ where its libjpeg does. It holds a whole image, and reads damaged
-JPEG data without a word where simplejpeg does not help.
+Pillow resizes to the same bits; JPEG pixels differ where its libjpeg does, by at most 2 of 255. It holds a whole image,
+and reads damaged JPEG data without a word where simplejpeg does not help.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def fill(
     view = choose_view(plan, width, height, seed, epoch, index)
     x, y, w, h = view.box
     part = Image.fromarray(np.ascontiguousarray(image[y : y + h, x : x + w]))
-    if part.size != view.full:
-        part = part.resize(view.full, Image.Resampling.BILINEAR)
+    # Two steps, since Pillow's versions differ in which direction comes first, and thereby in how they round.
+    part = part.resize((view.full[0], h), Image.Resampling.BILINEAR).resize(view.full, Image.Resampling.BILINEAR)
     resized = np.asarray(part).reshape(view.full[1], view.full[0], plan.channels)
     sample = np.zeros((*plan.size, plan.channels), np.uint8)
     rows = slice(max(view.top, 0), min(view.top + plan.size[0], view.full[1]))
