@@ -1,8 +1,12 @@
-"""`make gpu-check`: the CUDA kernels on a real GPU, right and fast, and the baselines they compete with, in one JSON.
+"""`make gpu-check`: the CUDA kernels on a real GPU, right and fast, against what they compete with, in one JSON.
 
-The JSON goes to $OUT or benchmarks/results. Exit status: 0 where every check passed, 1 where one
-failed, 2 without a GPU.
+In this order: each PTX wrapper; each op against its reference, with compute-sanitizer beside it; measurements and their
+table; ResNet-50. Each part runs in processes of its own, so that a crash costs one item, and until a deadline of its
+own. The JSON is rewritten as results come, in $OUT or benchmarks/results. Exit status: 0 where every check passed, 1
+where one failed, 2 without a GPU.
+
 `--dry-run` walks the same code over small CPU tensors; its times mean nothing and no file is written.
+`--record JSON` makes the PTX outputs in a JSON of this program the committed ones; it needs no GPU.
 """
 
 from __future__ import annotations
@@ -14,52 +18,39 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "build/cuda/libtorchaccel_cuda.so"
+sys.path.insert(0, str(ROOT))
+if LIBRARY.exists():
+    os.environ.setdefault("TORCHACCEL_CUDA_LIBRARY", str(LIBRARY))
 
-import gpu_baselines
-import gpu_correctness
-from gpu_timing import gpu_state, rotation, time_calls
-from torchaccel import _native, ops
+import torch  # noqa: E402
 
-_LIMIT_S = 400.0
+import gpu_checks  # noqa: E402
+import gpu_models  # noqa: E402
+import gpu_ptx  # noqa: E402
+import gpu_rows  # noqa: E402
+import gpu_sanitize  # noqa: E402
+import gpu_table  # noqa: E402
+from gpu_items import FAILED, NO_KERNEL, OK, BrokenDeviceError, Item, Result, run_items, shown  # noqa: E402
+from gpu_section import BROKEN, run_section  # noqa: E402
+from gpu_timing import gpu_state  # noqa: E402
+from torchaccel import _native  # noqa: E402
 
-
-def quantize_times(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """quantize_int8 and quantize_int8_dynamic against a device copy that moves as many bytes."""
-    results = []
-    shapes = (
-        [(64, 256)] if quick else [(65536, 256), (32768, 1024), (8192, 4096), (8192, 8192), (2048, 16384), (512, 65536)]
-    )
-    for rows, k in shapes:
-        for dtype in gpu_correctness.FLOATS:
-            n = rows * k
-            moved = n * (dtype.itemsize + 1)
-            inputs = [torch.randn(rows, k, device=device).to(dtype) for _ in range(rotation(moved, device))]
-            scale = torch.tensor([0.03], device=device)
-            # A copy reads and writes: half of the bytes each way.
-            sources = [torch.zeros(moved // 2, dtype=torch.uint8, device=device) for _ in inputs]
-            targets = [torch.empty_like(source) for source in sources]
-            copy = time_calls([lambda s=s, t=t: t.copy_(s) for s, t in zip(sources, targets, strict=True)], device)
-            forms = {
-                "quantize_int8": [lambda x=x, scale=scale: ops.quantize_int8(x, scale) for x in inputs],
-                "quantize_int8_dynamic": [lambda x=x: ops.quantize_int8_dynamic(x) for x in inputs],
-            }
-            for op, calls in forms.items():
-                entry: dict[str, Any] = {"op": op, "shape": [rows, k], "dtype": str(dtype), "copy_ms": copy["ms"]}
-                try:
-                    entry |= time_calls(calls, device)
-                    entry["gb_per_s"] = moved / entry["ms"] / 1e6
-                    entry["speed_of_copy"] = copy["ms"] / entry["ms"]
-                    print(f"  {op} [{rows}, {k}] {dtype}: {entry['gb_per_s']:.0f} GB/s, "
-                          f"{entry['speed_of_copy']:.2f} of a copy", flush=True)  # fmt: skip
-                except Exception as error:
-                    entry["error"] = f"{type(error).__name__}: {str(error)[:500]}"
-                    print(f"  {op} [{rows}, {k}] {dtype}: {entry['error']}", flush=True)
-                results.append(entry)
-    return results
+# What each part is, the second since the start at which it is over, and the seconds that one of its items may take.
+PARTS: dict[str, tuple[Callable[[torch.device, bool], list[Item]], float, float]] = {
+    "ptx": (gpu_ptx.items, 40, 20),
+    "checks": (gpu_checks.items, 150, 40),
+    "rows": (gpu_rows.items, 310, 60),
+    "models": (gpu_models.items, 460, 150),
+}
+CHECKS = ("ptx", "checks", "sanitizer")
+_SANITIZER_S = 170
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -90,40 +81,124 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any]) -> Path:
+    """Replace the JSON by what is known now."""
     folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
     folder.mkdir(parents=True, exist_ok=True)
     device = result["environment"]["device"].lower().replace(" ", "-")
     path = folder / f"gpu_check-{device}-{result['environment']['date'][:10]}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
     return path
+
+
+def in_process(part: str, device: torch.device, seconds: float, results: Path | None, quick: bool) -> list[Result]:
+    """Run a part here; each result, and the name of each item before it starts, is a line of `results`."""
+    collected: list[Result] = []
+
+    def note(line: dict[str, Any]) -> None:
+        if results is not None:
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def emit(result: Result) -> None:
+        print(shown(result), flush=True)
+        collected.append(result)
+        note(result)
+
+    lines = [json.loads(line) for line in results.read_text().splitlines()] if results is not None else []
+    done = {line.get("name", line.get("begin")) for line in lines}
+    deadline = time.monotonic() + seconds
+    run_items(PARTS[part][0](device, quick), device, deadline, emit, lambda name: note({"begin": name}), done)
+    return collected
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What matters, for the end of the log."""
+    lines = []
+    for part in CHECKS:
+        entries = result.get(part, [])
+        counts = {status: sum(each["status"] == status for each in entries) for status in (OK, FAILED, NO_KERNEL)}
+        others = len(entries) - sum(counts.values())
+        lines.append(f"{part}: {', '.join(f'{n} {status}' for status, n in counts.items())}, {others} not run")
+        lines += [
+            f"  {each['status']}: {each['name']}: {each['detail'][:300]}"
+            for each in entries
+            if each["status"] == FAILED
+        ]
+    lines.append(gpu_table.text(result.get("table", [])))
+    sweep = next((each for each in result.get("rows", []) if "worst_ratio" in each), None)
+    if sweep is not None:
+        lines.append(
+            f"t(M+1)/t(M), N=K=4096: at most {sweep['worst_ratio']:.3f}, at M={sweep['worst_m']} (asked: 1.15)"
+        )
+    return "\n".join(lines)
+
+
+def _noted(result: dict[str, Any], part: str, line: Result) -> None:
+    result[part].append(line)
+    write(result)
+
+
+def check_all(device: torch.device, quick: bool, limit: float, chosen: list[str]) -> dict[str, Any]:
+    start = time.monotonic()
+    result: dict[str, Any] = {"environment": environment(device), "gpu_before": gpu_state()}
+    sanitizers = None
+    if not quick and "checks" in chosen:
+        sanitizers = gpu_sanitize.Sanitizers(Path(__file__), start + min(_SANITIZER_S, limit))
+    for part in chosen:
+        until = start + min(PARTS[part][1], limit)
+        print(f"{part} (until {until - start:.0f} s, now {time.monotonic() - start:.0f} s)", flush=True)
+        if quick:
+            result[part] = in_process(part, device, until - time.monotonic(), None, quick)
+        else:
+            result[part] = []
+            command = [sys.executable, __file__, "--part", part]
+            run_section(command, until, PARTS[part][2], partial(_noted, result, part))
+        if part == "checks" and sanitizers is not None:
+            result["sanitizer"] = sanitizers.results()
+            print("\n".join(shown(each) for each in result["sanitizer"]), flush=True)
+    if quick:
+        gpu_sanitize.child(device)
+    measured = [each for part in ("rows", "models") for each in result.get(part, [])]
+    result |= {"table": gpu_table.rows(measured), "gpu_after": gpu_state(), "seconds": time.monotonic() - start}
+    return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="small CPU tensors, no file")
-    parser.add_argument("--limit", type=float, default=_LIMIT_S, metavar="S", help="seconds after which none starts")
+    parser.add_argument("--record", type=Path, metavar="JSON", help="commit the PTX outputs of an earlier run")
+    parser.add_argument("--limit", type=float, default=460.0, metavar="S", help="seconds after which none starts")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=" ".join(PARTS))
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--sanitize-child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.record is not None:
+        print(gpu_ptx.record(json.loads(arguments.record.read_text())))
+        return 0
     if not arguments.dry_run and not torch.cuda.is_available():
-        print(
-            f"gpu-check needs a GPU: torch {torch.__version__} sees none (CUDA of torch: {torch.version.cuda})",
-            file=sys.stderr,
-        )
+        seen = f"torch {torch.__version__} sees none (CUDA of torch: {torch.version.cuda})"
+        print(f"gpu-check needs a GPU: {seen}", file=sys.stderr)
         return 2
-    deadline = time.monotonic() + arguments.limit
     device = torch.device("cpu" if arguments.dry_run else "cuda")
-    result: dict[str, Any] = {"environment": environment(device), "gpu_before": gpu_state()}
-    print("correctness")
-    result["checks"] = gpu_correctness.run(device, arguments.dry_run)
-    if not arguments.dry_run:
-        write(result)  # what is known survives a later crash
-    print("quantize_int8 against a device copy (cold L2)")
-    result["quantize"] = quantize_times(device, arguments.dry_run)
-    print("baselines (cold L2)")
-    result["baselines"] = gpu_baselines.run(device, arguments.dry_run, deadline)
-    result["gpu_after"] = gpu_state()
+    if arguments.sanitize_child:
+        gpu_sanitize.child(device)
+        return 0
+    if arguments.part is not None:
+        try:
+            in_process(arguments.part, device, arguments.seconds, arguments.results, arguments.dry_run)
+        except BrokenDeviceError:
+            return BROKEN
+        return 0
+    result = check_all(device, arguments.dry_run, arguments.limit, arguments.only)
+    print(summary(result))
     if not arguments.dry_run:
         print(write(result))
-    return 0 if all(check["passed"] for check in result["checks"]) else 1
+    failed = any(each["status"] == FAILED for part in CHECKS for each in result.get(part, []))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -28,30 +28,45 @@ def time_calls(calls: Sequence[Call], device: torch.device, target_s: float = 0.
 
     Returns:
         {ms, min_ms, mode}: the median and least time of one call over 9 trials of about `target_s`; `mode` is
-        "graph", or "events: why" where the calls cannot be captured.
+        "graph", "wall" without a GPU, or "events: why" where the calls cannot be captured.
     """
+    run, mode = recorded(calls, device)
+    trials, least = (9, target_s) if device.type == "cuda" else (3, 0.0)
+    once = run_ms(run, 1, device)
+    rounds = max(1, min(1000, int(least * 1e3 / max(once, 1e-3))))
+    return _summary([run_ms(run, rounds, device) for _ in range(trials)], len(calls), mode)
+
+
+def recorded(calls: Sequence[Call], device: torch.device) -> tuple[Call, str]:
+    """All calls as one, warmed up: the replay of a CUDA graph where that is possible; and how it runs."""
     for call in calls:
         call()
+
+    def plain() -> None:
+        for call in calls:
+            call()
+
     if device.type != "cuda":
-        return _summary([_wall(calls) for _ in range(3)], len(calls), "wall")
+        return plain, "wall"
     torch.cuda.synchronize()
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        run: Call = graph.replay
-        mode = "graph"
+            plain()
     except Exception as error:
         torch.cuda.synchronize()
-        run, mode = (lambda: [call() for call in calls]), f"events: {str(error).splitlines()[0]}"
-    run()
-    once = _events(run, 1)
-    rounds = max(1, min(1000, int(target_s * 1e3 / max(once, 1e-3))))
-    return _summary([_events(run, rounds) for _ in range(9)], len(calls), mode)
+        return plain, f"events: {str(error).splitlines()[0]}"
+    graph.replay()
+    return graph.replay, "graph"
 
 
-def _events(run: Call, rounds: int) -> float:
+def run_ms(run: Call, rounds: int, device: torch.device) -> float:
+    """Milliseconds of one `run`, the mean of `rounds` in a row."""
+    if device.type != "cuda":
+        start_s = time.perf_counter()
+        for _ in range(rounds):
+            run()
+        return (time.perf_counter() - start_s) * 1e3 / rounds
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
@@ -60,13 +75,6 @@ def _events(run: Call, rounds: int) -> float:
     stop.record()
     stop.synchronize()
     return start.elapsed_time(stop) / rounds
-
-
-def _wall(calls: Sequence[Call]) -> float:
-    start = time.perf_counter()
-    for call in calls:
-        call()
-    return (time.perf_counter() - start) * 1e3
 
 
 def _summary(totals_ms: list[float], calls: int, mode: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Each PTX wrapper on fixed inputs: the emulator, the committed outputs and numpy's own products agree to the bit.
 
-`make gpu-check ARGS=--record` on a GPU replaces the committed outputs by the hardware's; until then they are the
-emulator's, and the file says so. To write those anew: `python tests/csrc/cuda/test_ptx_vectors.py`.
+`gpu_check.py --record JSON` makes the outputs that a GPU gave the committed ones; until then they are the emulator's,
+and the file says so. To write those anew: `python tests/csrc/cuda/test_ptx_vectors.py`.
 """
 
 from __future__ import annotations

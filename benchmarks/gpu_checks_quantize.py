@@ -1,14 +1,13 @@
-"""Checks of the CUDA kernels on a real device: against the reference on the CPU, in graphs and on streams."""
+"""Checks of quantize_int8 on a real device: bits and strides are those of the reference on the CPU."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from gpu_items import Item
 from torchaccel import ops
 from torchaccel.ops.quantize_int8 import _dynamic_reference, _static_reference
 
@@ -18,38 +17,14 @@ INT8 = (torch.int8, torch.uint8)
 WIDTHS = (1, 3, 4, 7, 8, 31, 32, 64, 127, 256, 511, 512, 516, 1000, 1024, 1032, 4096, 8192, 8196, 16384, 16392, 40001)
 
 
-def run(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """All checks; each gives {name, passed, detail} and none stops the others."""
-    checks: list[tuple[str, Callable[[], None]]] = [
-        ("native kernels serve the ops", lambda: _kernels(device)),
-        ("static, random", lambda: _static(device, quick)),
-        ("dynamic, random", lambda: _dynamic(device, quick)),
-        ("NaN, infinities and extremes", lambda: _special(device)),
-        ("strides, offsets, empty", lambda: _layouts(device)),
+def items(device: torch.device, quick: bool) -> list[Item]:
+    both = ("quantize_int8", "quantize_int8_dynamic")
+    return [
+        Item("quantize_int8: random", lambda: _static(device, quick), both[:1]),
+        Item("quantize_int8_dynamic: random", lambda: _dynamic(device, quick), both[1:]),
+        Item("quantize: NaN, infinities and extremes", lambda: _special(device), both),
+        Item("quantize: strides, offsets, empty", lambda: _layouts(device), both),
     ]
-    if device.type == "cuda":
-        checks += [
-            ("graph capture and 100 replays", lambda: _graph(device)),
-            ("two streams", lambda: _streams(device)),
-        ]
-        if torch.cuda.device_count() > 1:
-            checks.append(("the second device while the first is current", lambda: _layouts(torch.device("cuda", 1))))
-    results = []
-    for name, check in checks:
-        detail = ""
-        try:
-            check()
-        except Exception as error:
-            detail = "".join(traceback.format_exception_only(error)).strip()
-        results.append({"name": name, "passed": not detail, "detail": detail})
-        print(f"  {'ok  ' if not detail else 'FAIL'} {name} {detail}", flush=True)
-    return results
-
-
-def _kernels(device: torch.device) -> None:
-    for op in ("quantize_int8", "quantize_int8_dynamic"):
-        if not ops.has_kernel(op, device):
-            raise AssertionError(f"{op} has no native kernel on {device.type}")
 
 
 def _inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -57,7 +32,7 @@ def _inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return (torch.randn(shape, generator=generator) * 3 + 0.5).to(dtype)
 
 
-def _same(name: str, got: Tensor, want: Tensor) -> None:
+def same(name: str, got: Tensor, want: Tensor) -> None:
     got = got.cpu()
     if got.shape != want.shape or got.dtype != want.dtype:
         raise AssertionError(f"{name}: {got.dtype} {tuple(got.shape)}, not {want.dtype} {tuple(want.shape)}")
@@ -73,7 +48,7 @@ def check_static(name: str, x: Tensor, scale: float, zero_point: int | None, dty
     shift = None if zero_point is None else torch.tensor([zero_point], dtype=torch.int32)
     got = ops.quantize_int8(x, scales.to(x.device), None if shift is None else shift.to(x.device), dtype)
     want = _static_reference(x.cpu(), scales, shift, dtype)
-    _same(name, got, want)
+    same(name, got, want)
     expected = torch.empty_like(x, dtype=dtype).stride()
     if got.stride() != expected:
         raise AssertionError(f"{name}: strides {got.stride()}, not {expected}")
@@ -87,7 +62,7 @@ def check_dynamic(name: str, x: Tensor, dtype: torch.dtype) -> None:
         _dynamic_reference(x.cpu(), dtype),
         strict=True,
     ):
-        _same(f"{name} {part}", got, want)
+        same(f"{name} {part}", got, want)
 
 
 def _cases(quick: bool) -> Iterator[tuple[torch.dtype, torch.dtype, int, int]]:
@@ -144,37 +119,3 @@ def _layouts(device: torch.device) -> None:
         for target in INT8:
             check_static(name, x, 0.03, 2, target)
             check_dynamic(name, x, target)
-
-
-def _graph(device: torch.device) -> None:
-    x = _inputs((64, 1000), torch.float16, 0).to(device)
-    scale = torch.tensor([0.02], device=device)
-    ops.quantize_int8_dynamic(x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        rows = ops.quantize_int8_dynamic(x)
-        whole = ops.quantize_int8(x, scale)
-    for seed in range(100):
-        x.copy_(_inputs((64, 1000), torch.float16, seed))
-        graph.replay()
-        for part, got, want in zip("qsz", rows, _dynamic_reference(x.cpu(), torch.int8), strict=True):
-            _same(f"replay {seed} {part}", got, want)
-        _same(f"replay {seed}", whole, _static_reference(x.cpu(), scale.cpu(), None, torch.int8))
-
-
-def _streams(device: torch.device) -> None:
-    streams = [torch.cuda.Stream(device), torch.cuda.Stream(device)]
-    wholes = [_inputs((512, 4096), torch.bfloat16, seed) for seed in range(2)]
-    inputs = [x.to(device) for x in wholes]
-    torch.cuda.synchronize()
-    results: list[list[Tensor]] = [[], []]
-    for _ in range(50):
-        for stream, x, made in zip(streams, inputs, results, strict=True):
-            with torch.cuda.stream(stream):
-                made.append(ops.quantize_int8_dynamic(x * 1.0)[0])  # its input is made on the same stream
-    torch.cuda.synchronize()
-    for x, made in zip(wholes, results, strict=True):
-        want = _dynamic_reference(x, torch.int8)[0]
-        for q in made:
-            _same("stream", q, want)
