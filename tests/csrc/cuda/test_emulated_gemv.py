@@ -38,9 +38,9 @@ def floats(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def most_channels(x: Tensor) -> int:
+def most_channels(dtype: torch.dtype) -> int:
     """Of a block."""
-    return 32 if x.dtype == torch.float32 else 64
+    return 32 if dtype == torch.float32 else 64
 
 
 def product(
@@ -124,8 +124,8 @@ def test_int8(kernels: Kernels, k: int, channels: int, dtype: torch.dtype) -> No
 def test_floats(kernels: Kernels, k: int, channels: int, dtype: torch.dtype) -> None:
     for i, n in enumerate((1, 31, 64, 130)):
         seed = 31 * k + n + channels
-        x = floats(seed % 8 + 1, k, dtype=dtype, seed=seed)
-        if channels <= most_channels(x):
+        if channels <= most_channels(dtype):
+            x = floats(seed % 8 + 1, k, dtype=dtype, seed=seed)
             check_floats(kernels, x, n, seed, channels=channels, machine=MACHINES[i % len(MACHINES)])
 
 
@@ -138,6 +138,17 @@ def test_rows(kernels: Kernels, m: int, dtype: torch.dtype) -> None:
                 check_int8(kernels, m, 40, k, dtype, m + k, channels=32, machine=machine)
             else:
                 check_floats(kernels, floats(m, k, dtype=dtype, seed=m), 40, m + k, channels=32, machine=machine)
+
+
+@pytest.mark.parametrize("k", [9800, 9808])
+@pytest.mark.parametrize("channels", [16, 32, 64])
+def test_a_ring_that_goes_round_more_than_once(kernels: Kernels, channels: int, k: int) -> None:
+    for i, dtype in enumerate((*INT8, *FLOATS)):
+        plan = {"channels": channels, "machine": MACHINES[i % len(MACHINES)]}
+        if dtype in INT8:
+            check_int8(kernels, 3, 17, k, dtype, k, **plan)
+        elif channels <= most_channels(dtype):
+            check_floats(kernels, floats(3, k, dtype=dtype), 17, k, **plan)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 16])
