@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpu_checks_quantize import same
+from torchaccel.ops import blocks
 
 INT8 = (torch.int8, torch.uint8)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,16 +52,17 @@ def epilogue(
 
 
 def pruned(weight: Tensor, pattern: str, seed: int, keep: float = 0.5) -> Tensor:
-    """A weight [O, C, kh, kw] or [O, C] with zeros as `pattern` has them; `keep` of the tiles (or elements) stay."""
-    g = torch.Generator().manual_seed(seed)
-    rows, columns = {"tile": (64, 64), "tile+2:4": (64, 128)}.get(pattern, (1, 1))
+    """A weight [O, C, kh, kw] or [O, C] with zeros as `pattern` has them; `keep` of the blocks stay."""
+    device = weight.device
+    g = torch.Generator(device).manual_seed(seed)
+    o, c, *rest = weight.shape
     if pattern != "2:4":
-        kept = torch.rand(weight.shape[0] // rows, weight.shape[1] // columns, *weight.shape[2:], generator=g) < keep
-        weight = weight * kept.repeat_interleave(rows, 0).repeat_interleave(columns, 1).to(weight)
+        rows, columns = blocks.block_of(pattern)
+        drawn = torch.rand(o // rows, c // columns, *rest, generator=g, device=device)
+        weight = weight * (drawn < keep).repeat_interleave(rows, 0).repeat_interleave(columns, 1).to(weight)
     if pattern.endswith("2:4"):
-        o, c, *rest = weight.shape
-        rank = torch.rand(o, c // 4, 4, *rest, generator=g).argsort(2).argsort(2)
-        weight = weight * (rank < 2).reshape(weight.shape).to(weight)
+        drawn = torch.rand(o, c // 4, 4, *rest, generator=g, device=device)
+        weight = weight * (drawn.argsort(2).argsort(2) < 2).reshape(weight.shape).to(weight)
     return weight
 
 

@@ -23,7 +23,7 @@ def weights(device: torch.device, n: int, k: int, count: int, two_four: bool = F
     for seed in range(count):
         b = integers((n, k), device)
         if two_four:
-            b = cases.pruned(b.cpu(), "2:4", seed).to(device)
+            b = cases.pruned(b, "2:4", seed)
         made.append({"b": b, "colsum": b.sum(1, dtype=torch.int32), "packed": ops.pack_int8(b)})
     return made
 
@@ -62,13 +62,12 @@ def weight_only(device: torch.device, m: int, n: int, k: int, dtype: torch.dtype
 
 
 def int8_conv(device: torch.device, batch: int, channels: int, size: int, kernel: int, pattern: str | None) -> Made:
-    """The convolution of a residual block from uint8 to uint8; `pattern` with a quarter of the tiles, or all of 2:4."""
+    """The convolution of a residual block from uint8 to uint8; `pattern` keeps a quarter of its tiles."""
     shape = (batch, channels, size, size)
     moved = 3 * batch * channels * size * size + channels * channels * kernel * kernel
-    weight = integers((channels, channels, kernel, kernel), device).cpu()
+    weight = integers((channels, channels, kernel, kernel), device)
     if pattern is not None:
-        weight = cases.pruned(weight, pattern, 1, keep=1.0 if pattern == "2:4" else 0.25)
-    weight = weight.to(device)
+        weight = cases.pruned(weight, pattern, 1, keep=0.25)
     one, zero = torch.tensor([0.02], device=device), torch.tensor([3], dtype=torch.int32, device=device)
     kept: dict[str, Any] = {
         "scale_a": one, "scale_b": torch.rand(channels, device=device) * 0.01, "zero_point": zero,
@@ -91,8 +90,8 @@ def half_conv(
 ) -> Made:
     shape = (batch, channels, size, size)
     moved = (3 * batch * channels * size * size + channels * channels * kernel * kernel) * dtype.itemsize
-    weight = random((channels, channels, kernel, kernel), dtype, device).cpu()
-    weight = cases.pruned(weight, pattern, 1, keep=1.0 if pattern == "2:4" else 0.25).to(device)
+    weight = random((channels, channels, kernel, kernel), dtype, device)
+    weight = cases.pruned(weight, pattern, 1, keep=0.25)
     kept = _sparse(weight, pattern, pack_sparse) | {
         "bias": random((channels,), dtype, device), "padding": (kernel // 2, kernel // 2), "activation": "relu",
     }  # fmt: skip
