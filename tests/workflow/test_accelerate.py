@@ -45,7 +45,8 @@ def test_a_model_accelerated_twice_reloads(build, config: object, tmp_path: Path
     layers = sum(type(m).__name__.startswith("Int8") for m in fast.modules())
     for _ in range(2):
         fast = ta.accelerate(fast, (x,))
-        assert sum(choice.chosen.startswith("int8") for choice in fast.choices) == layers
+        exchanged = [choice for choice in fast.choices if choice.chosen.startswith("int8")]
+        assert sum("Pool" not in choice.type for choice in exchanged) == layers
         _same(fast, model, x)
         ta.save(fast, tmp_path / "model.safetensors")
         loaded = ta.load(tmp_path / "model.safetensors", build)

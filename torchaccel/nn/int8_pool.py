@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchaccel import ops
 from torchaccel.nn import _inference
+from torchaccel.nn._packed import PackedModule
 from torchaccel.nn._ranged import RangedModule, name_of
 from torchaccel.nn._weights import pair
 from torchaccel.nn.input_range import InputRange
@@ -24,7 +25,7 @@ def _check_input(owner: str, x: Tensor) -> None:
         _check.fail(owner, f"x has shape {tuple(x.shape)}, accepted is [N, C, H, W]")
 
 
-class Int8MaxPool2d(nn.Module):
+class Int8MaxPool2d(PackedModule):
     """`nn.MaxPool2d` of int8 or uint8 activations, whose scale stays as it is; floats are pooled as floats.
 
     Args:
@@ -70,8 +71,13 @@ class Int8MaxPool2d(nn.Module):
         made = nn.MaxPool2d(self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
         return made.train(self.training)
 
+    def pack(self) -> None:
+        """Nothing is derived."""
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu")  # it holds no tensor that could lie elsewhere
+
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able."""
         names = ("kernel_size", "stride", "padding", "dilation")
         return {name: list(getattr(self, name)) for name in names} | {"ceil_mode": self.ceil_mode}
 
