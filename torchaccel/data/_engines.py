@@ -14,6 +14,7 @@ import numpy as np
 
 from torchaccel import _native
 
+_FAREWELL = 0.3  # seconds that threads get to end
 _PATIENCE = 0.02  # seconds between two looks for Ctrl-C and for reads that take too long
 
 
@@ -195,9 +196,10 @@ class ThreadEngine:
         self.cancel()
         for _ in self._threads:
             self._tasks.put(None)
+        until = time.monotonic() + _FAREWELL
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(0.2)  # one whose read hangs is left to itself
+                thread.join(max(0.0, until - time.monotonic()))  # one whose read hangs is left to itself
 
     def _run(self) -> None:
         own = threading.current_thread()

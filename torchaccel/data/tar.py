@@ -70,6 +70,9 @@ class Tar:
                         images[key] = (member.offset_data, member.size)
                     elif ending == _LABEL:
                         labels[key] = _label(os.pread(file.fileno(), member.size, member.offset_data), archive, key)
+                # tarfile takes a damaged header for the end, which is a block of zeros.
+                if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset).strip(b"\0"):
+                    raise ValueError(f"Tar: {archive!r} is damaged at byte {tar.offset}")
         except tarfile.TarError as error:
             raise ValueError(f"Tar: {archive!r} is damaged, compressed or no tar archive: {error}") from error
         return {key: (*place, labels.get(key, -1)) for key, place in images.items()}
