@@ -77,11 +77,18 @@ def _weight(geometry: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def _int8_conv(device: torch.device, geometry: tuple[int, ...]) -> None:
-    b = _weight(geometry, 3)
+    b, channels = _weight(geometry, 3), geometry[1]
+    weights = {"dense": b} if channels % 4 else {"dense": b, "2:4": cases.pruned(b, "2:4", 4)}
     for seed, dtype in enumerate(cases.INT8):
         for out in (torch.float32, torch.uint8):
-            arguments = _conv_arguments(geometry, dtype, out, "relu", seed) | {"b": b}
-            cases.compare(f"{dtype} to {out}", ops.int8_conv2d, device, arguments)
+            for kind, weight in weights.items():
+                arguments = _conv_arguments(geometry, dtype, out, "relu", seed) | {"b": weight}
+                name = f"{kind}, {dtype} to {out}"
+                cases.compare(name, ops.int8_conv2d, device, arguments)
+                packed = ops.pack_int8(blocks.matrix_of(weight.to(device)), 1, channels)
+                if packed is not None and device.type == "cuda":
+                    got = ops.int8_conv2d(**cases.on(device, arguments), packed=packed)
+                    cases.close(f"{name}, packed", got, ops.int8_conv2d(**arguments))
 
 
 def _conv_outputs(device: torch.device) -> None:

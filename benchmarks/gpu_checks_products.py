@@ -31,6 +31,7 @@ def items(device: torch.device, quick: bool) -> list[Item]:
         Item("int8_linear: 2:4 weights", partial(_two_four, device), LINEAR),
         Item("int8_linear: odd views and empty", partial(_views, device), LINEAR),
         Item("int8_linear_weight_only: M 1 to 16", partial(_weight_only_rows, device, rows), WEIGHT_ONLY),
+        Item("int8_linear_weight_only: M above 16", partial(_weight_only_many, device), WEIGHT_ONLY),
         Item("int8_linear_weight_only: activations", partial(_weight_only_activations, device), WEIGHT_ONLY),
     ]
     if not quick:
@@ -103,10 +104,8 @@ def _views(device: torch.device) -> None:
 
 def _weight_only(device: torch.device, m: int, n: int, k: int, dtype: torch.dtype, activation: str) -> None:
     x, b = cases.floats((m, k), dtype, m), cases.integers((n, k), torch.int8, n, weight=True)
-    scale, bias = (
-        torch.rand(n, generator=torch.Generator().manual_seed(k)) * 0.01 + 0.001,
-        cases.floats((n,), torch.float32, 5),
-    )
+    scale = torch.rand(n, generator=torch.Generator().manual_seed(k)) * 0.01 + 0.001
+    bias = cases.floats((n,), torch.float32, 5)
     got = ops.int8_linear_weight_only(*(t.to(device) for t in (x, b, scale, bias)), activation).cpu()
     weight = b.double() * scale.double()[:, None]
     act = {"none": lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}[activation]
@@ -123,6 +122,12 @@ def _weight_only_rows(device: torch.device, rows: range) -> None:
         for n, k in ((64, 64), (130, 200), (67, 131), (64, 8192)):
             for dtype in cases.FLOATS:
                 _weight_only(device, m, n, k, dtype, "none")
+
+
+def _weight_only_many(device: torch.device) -> None:
+    for m, n, k in ((33, 130, 200), (129, 64, 1040), (300, 257, 64)):
+        for dtype in cases.FLOATS:
+            _weight_only(device, m, n, k, dtype, "none")
 
 
 def _weight_only_activations(device: torch.device) -> None:

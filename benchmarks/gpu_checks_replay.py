@@ -12,6 +12,7 @@ import gpu_cases as cases
 from gpu_checks_quantize import same
 from gpu_items import Item
 from torchaccel import ops
+from torchaccel.ops import blocks
 from torchaccel.workflow.graphed import Graphed
 
 Op = Callable[[Tensor], Tensor]
@@ -23,21 +24,25 @@ def _ops(device: torch.device) -> dict[str, Op]:
     kernel = cases.integers((64, 64, 3, 3), torch.int8, 2, weight=True)
     scale_b = torch.rand(130, generator=torch.Generator().manual_seed(3)) * 0.01
     b, w, scale_b, one = (t.to(device) for t in (weight, kernel, scale_b, torch.tensor([0.02])))
+    tiles, whole = ops.pack_int8(b), ops.pack_int8(b, two_four=False)
+    image = ops.pack_int8(blocks.matrix_of(w), 1, 64)
 
     def linear(x: Tensor) -> Tensor:
         a, scale_a, zero_point = ops.quantize_int8_dynamic(x)
-        return ops.int8_linear(a, b, scale_a, scale_b, zero_point, out_dtype=torch.float16)
+        return ops.int8_linear(a, b, scale_a, scale_b, zero_point, out_dtype=torch.float16, packed=tiles)
 
     def conv(x: Tensor) -> Tensor:
         a = ops.quantize_int8(x, one).view(-1, 2, 2, 64).permute(0, 3, 1, 2)
-        return ops.int8_conv2d(a, w, one, scale_b[:64], padding=(1, 1), out_dtype=torch.int8, scale_out=one)
+        return ops.int8_conv2d(
+            a, w, one, scale_b[:64], padding=(1, 1), out_dtype=torch.int8, scale_out=one, packed=image
+        )
 
     return {
         "quantize_int8_dynamic": lambda x: ops.quantize_int8_dynamic(x)[0],
         "quantize_int8": lambda x: ops.quantize_int8(x, one),
         "int8_linear": linear,
         "int8_conv2d": conv,
-        "int8_linear_weight_only": lambda x: ops.int8_linear_weight_only(x, b, scale_b),
+        "int8_linear_weight_only": lambda x: ops.int8_linear_weight_only(x, b, scale_b, packed=whole),
     }
 
 

@@ -76,7 +76,7 @@ def int8_conv(device: torch.device, batch: int, channels: int, size: int, kernel
         "zero_point_out": zero, "colsum": weight.sum((1, 2, 3), dtype=torch.int32),
     }  # fmt: skip
     if pattern is None:
-        kept |= {"b": weight, "packed": ops.pack_int8(blocks.matrix_of(weight))}
+        kept |= {"b": weight, "packed": ops.pack_int8(blocks.matrix_of(weight), 1, channels)}
     else:
         kept |= _sparse(weight, pattern, pack_sparse_int8)
     op = ops.int8_conv2d if pattern is None else ops.sparse_int8_conv2d
