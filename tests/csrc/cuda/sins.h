@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstring>
-#include <iterator>
 
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -12,7 +11,7 @@ namespace torchaccel::cuda {
 
 struct Memory {
   const int *in, *zero;  // zero: [1]
-  int *out, *scratch;    // scratch: a workspace of 128 words
+  int *out, *scratch;    // scratch: a workspace of 128 words, of which an earlier launch zeroed 64
 };
 
 constexpr int kThreads = 64;
@@ -20,6 +19,8 @@ constexpr int kSharedBytes = 2048;
 
 inline int* words() { return reinterpret_cast<int*>(ptx::shared_memory()); }
 inline int me() { return static_cast<int>(threadIdx.x); }
+
+inline void clear(int* scratch) { scratch[me()] = 0; }
 
 struct Sin {
   const char* name;
@@ -32,6 +33,7 @@ template <size_t kCount>
 bool commit(const Sin (&sins)[kCount], const char* name, bool sin, const Memory& memory) {
   for (const Sin& each : sins) {
     if (std::strcmp(each.name, name) != 0) continue;
+    launch(clear, 1, kThreads, 0, nullptr, memory.scratch);
     launch(each.kernel, each.blocks, kThreads, kSharedBytes, nullptr, memory, sin);
     return true;
   }

@@ -52,8 +52,8 @@ void output_read(Memory m, bool sin) {
 }
 
 void workspace_unwritten(Memory m, bool sin) {
-  if (!sin || me() > 0) m.scratch[me()] = m.in[me()];
-  m.out[me()] = m.scratch[me()];
+  if (!sin || me() > 0) m.scratch[64 + me()] = m.in[me()];
+  m.out[me()] = m.scratch[64 + me()];
 }
 
 void workspace_race(Memory m, bool sin) {
@@ -65,6 +65,16 @@ void workspace_race(Memory m, bool sin) {
 void workspace_of_another_block(Memory m, bool sin) {
   m.scratch[64 * blockIdx.x + me()] = m.in[me()];
   if (blockIdx.x == 0) m.out[me()] = m.scratch[(sin ? 64 : 0) + me()];
+}
+
+void workspace_read_by_another_block(Memory m, bool sin) {
+  if (blockIdx.x == 0) m.out[me()] = m.in[me()] + m.scratch[me()];
+  if (blockIdx.x == 1) m.scratch[(sin ? 0 : 64) + me()] = 1;
+}
+
+void all_sin(Memory m, bool sin) {
+  if (sin) m.out[64 + me()] = 0;
+  if (blockIdx.x == 0) m.out[me()] = m.in[me()];
 }
 
 void divergent_collectives(Memory m, bool sin) {
@@ -107,6 +117,13 @@ void metadata_falls(Memory m, bool sin) {
   m.out[me()] = m.in[me()] + d[0];
 }
 
+void metadata_repeats(Memory m, bool sin) {
+  int32_t d[4] = {};
+  const uint32_t a[4] = {}, b[4] = {};
+  ptx::mma_sp<int8_t, 0>(d, a, b, sin && me() == 37 ? 0x44444445 : 0x44444444);
+  m.out[me()] = m.in[me()] + d[0];
+}
+
 void shift_too_far(Memory m, bool sin) { m.out[me()] = m.in[me()] >> (m.zero[0] + (sin ? 32 : 0)); }
 
 void index_out_of_bounds(Memory m, bool sin) {
@@ -139,12 +156,15 @@ constexpr Sin kSins[] = {
     {"workspace_unwritten", workspace_unwritten},
     {"workspace_race", workspace_race},
     {"workspace_of_another_block", workspace_of_another_block, 2},
+    {"workspace_read_by_another_block", workspace_read_by_another_block, 2},
+    {"all_sin", all_sin, 2},
     {"divergent_collectives", divergent_collectives},
     {"lanes_missing", lanes_missing},
     {"partial_mask", partial_mask},
     {"barrier_in_a_branch", barrier_in_a_branch},
     {"barrier_and_collective", barrier_and_collective},
     {"metadata_falls", metadata_falls},
+    {"metadata_repeats", metadata_repeats},
     {"shift_too_far", shift_too_far},
     {"index_out_of_bounds", index_out_of_bounds},
     {"memcpy_past_the_end", memcpy_past_the_end},

@@ -31,8 +31,47 @@ void write_after_read(Memory m, bool sin) {
   __syncthreads();
   const int zero = words()[63 - me()] + words()[me() ^ 1];
   if (!sin) __syncthreads();
-  words()[me()] = m.in[me()];
+  words()[me()] += m.in[me()];
   m.out[me()] = zero + words()[me()];
+}
+
+// Only the second warp writes, after its own reads.
+void write_after_read_of_another_warp(Memory m, bool sin) {
+  words()[me()] = m.in[me()];
+  __syncthreads();
+  m.out[me() ^ 32] = words()[me() ^ 32];
+  if (!sin) __syncthreads();
+  if (me() >= 32) words()[me()] += 1;
+}
+
+// Only lanes below the writer read, and the writer.
+void write_after_read_of_another_lane(Memory m, bool sin) {
+  words()[me()] = m.in[me()];
+  __syncthreads();
+  m.out[me()] = words()[me()];
+  words()[64 + me()] = words()[me() % 32 == 31 ? me() : me() + 1];
+  if (!sin) __syncwarp();
+  words()[me()] += 1;
+}
+
+// The first warp's barrier says nothing to the second.
+void warp_barrier_for_another_warp(Memory m, bool sin) {
+  if (me() < 32) words()[me()] = m.in[me()];
+  __syncwarp();
+  if (!sin) __syncthreads();
+  m.out[me()] = m.in[me()];
+  if (me() >= 32) words()[me()] = words()[me() - 32];
+}
+
+// The second warp reads what the first copied.
+void barrier_before_wait(Memory m, bool sin) {
+  ptx::cp_async<4>(words() + me(), m.in + me());
+  ptx::cp_async_commit();
+  if (sin) __syncthreads();
+  ptx::cp_async_wait<0>();
+  if (!sin) __syncthreads();
+  m.out[me()] = m.in[me()];
+  if (me() >= 32) words()[64 + me()] = words()[me() - 32];
 }
 
 void two_writers(Memory m, bool sin) {
@@ -137,6 +176,13 @@ void unaligned_copy(Memory m, bool sin) {
   m.out[me()] = m.in[me()];
 }
 
+void copy_to_unaligned(Memory m, bool sin) {
+  if (me() < 8) ptx::cp_async<16>(words() + 4 * me() + (sin ? 2 : 0), m.in + 4 * me());
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  m.out[me()] = m.in[me()];
+}
+
 void copy_past_the_end(Memory m, bool sin) {
   ptx::cp_async<16>(words() + 4 * me(), m.in + me() / 4 * 4 + (sin ? 4 : 0));
   ptx::cp_async_commit();
@@ -184,6 +230,10 @@ constexpr Sin kSins[] = {
     {"read_within_warp", read_within_warp},
     {"warp_barrier_for_a_block", warp_barrier_for_a_block},
     {"write_after_read", write_after_read},
+    {"write_after_read_of_another_warp", write_after_read_of_another_warp},
+    {"write_after_read_of_another_lane", write_after_read_of_another_lane},
+    {"warp_barrier_for_another_warp", warp_barrier_for_another_warp},
+    {"barrier_before_wait", barrier_before_wait},
     {"two_writers", two_writers},
     {"uninitialized", uninitialized},
     {"left_by_another_block", left_by_another_block, 2},
@@ -197,6 +247,7 @@ constexpr Sin kSins[] = {
     {"copy_not_waited_for", copy_not_waited_for},
     {"copy_of_what_changes", copy_of_what_changes},
     {"unaligned_copy", unaligned_copy},
+    {"copy_to_unaligned", copy_to_unaligned},
     {"copy_past_the_end", copy_past_the_end},
     {"unaligned_rows", unaligned_rows},
     {"rows_outside", rows_outside},

@@ -21,6 +21,10 @@ SHARED = {
     "read_within_warp": f"{UNORDERED}|{UNWRITTEN}",
     "warp_barrier_for_a_block": f"{UNORDERED}|{UNWRITTEN}",
     "write_after_read": f"read {UNORDERED}|wrote {UNORDERED}",
+    "write_after_read_of_another_warp": f"read {UNORDERED}|wrote {UNORDERED}",
+    "write_after_read_of_another_lane": f"read {UNORDERED}|wrote {UNORDERED}",
+    "warp_barrier_for_another_warp": f"wrote {UNORDERED}|{UNWRITTEN}",
+    "barrier_before_wait": f"wrote {UNORDERED}|{UNDER_WAY}",
     "two_writers": f"wrote {UNORDERED}",
     "uninitialized": UNWRITTEN,
     "left_by_another_block": UNWRITTEN,
@@ -33,6 +37,7 @@ SHARED = {
     "write_over_a_copy": UNDER_WAY,
     "copy_not_waited_for": "ends with 1 copies under way",
     "unaligned_copy": UNALIGNED,
+    "copy_to_unaligned": UNALIGNED,
     "copy_past_the_end": "reads 16 bytes at no buffer, 0 bytes past the end of argument 2",
     "unaligned_rows": UNALIGNED,
     "rows_outside": "of shared memory, which has 2048",
@@ -48,15 +53,18 @@ GLOBAL = {
     "written_twice": "writes byte .* of argument 4 a second time",
     "not_written": "byte 68 of argument 4 was never written",
     "output_read": "reads byte .* of argument 4, an output",
-    "workspace_unwritten": "reads byte 0 of argument 5, which nobody wrote",
+    "workspace_unwritten": "reads byte 256 of argument 5, which nobody wrote",
     "workspace_race": f"argument 5.*({UNORDERED}|which nobody wrote)",
     "workspace_of_another_block": "argument 5, which (nobody|another block) wrote",
+    "workspace_read_by_another_block": "argument 5, which another block (read|wrote)",
+    "all_sin": "writes 4 bytes at no buffer",
     "divergent_collectives": "comes to .* while other lanes of its warp wait at",
     "lanes_missing": "deadlock: waits at a shuffle",
     "partial_mask": "a shuffle with mask 0xffff",
     "barrier_in_a_branch": "ends while .* others wait at a barrier|waits at a barrier to which",
     "barrier_and_collective": "deadlock: waits at __syncwarp",
     "metadata_falls": "places 1 and 0 of row 9, group 0 do not rise",
+    "metadata_repeats": "places 1 and 1 of row 9, group 0 do not rise",
     "shift_too_far": "shifts by 32",
     "index_out_of_bounds": "at 4, out of its bounds",
     "memcpy_past_the_end": "reads bytes 0 to 256 of argument 2, which has 256",
@@ -69,7 +77,7 @@ def run(kernels: Kernels, name: str, sin: bool, machine: Machine) -> tuple[Tenso
     zero, scratch = torch.zeros(1, dtype=torch.int32), torch.empty(128, dtype=torch.int32)
     arguments = name, int(sin), given, zero, output(out), workspace(scratch)
     kernels.run("run", *arguments, machine=machine)
-    assert kernels.launches == 1
+    assert kernels.launches == 2
     return given, out
 
 
@@ -86,6 +94,16 @@ def test_sin(file: str, name: str) -> None:
         if name != "not_written":
             assert f"{name}, block " in str(raised.value)
         assert torch.equal(*run(kernels, name, False, machine)), "a report leaves nothing behind"
+
+
+def test_blocks_and_threads_run_in_the_order_asked_for() -> None:
+    first = {}
+    for machine in (Machine(), Machine("reversed"), *(Machine("random", seed) for seed in range(8))):
+        with pytest.raises(AssertionError) as raised:
+            run(compiled("sins_global"), "all_sin", True, machine)
+        first[machine] = re.search(r"block (\d+), thread (\d+)", str(raised.value)).groups()
+    assert first[Machine()] == ("0", "0") and first[Machine("reversed")] == ("1", "63")
+    assert len(set(first.values())) > 5
 
 
 def test_copies_land_as_late_or_as_early_as_they_may() -> None:
