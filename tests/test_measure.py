@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 
 import pytest
+import torch
 
 from torchaccel import measure
 
@@ -48,3 +50,48 @@ def test_a_comparison_calls_both_in_turns_and_reports_the_ratio(monkeypatch: pyt
     timed = calls[-8:]
     assert timed.count("slow") == timed.count("fast") == 4
     assert any(a == b for a, b in itertools.pairwise(timed)), "which goes first should alternate"
+
+
+def test_a_step_that_no_graph_holds_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def step() -> None:
+        calls.append(1)
+
+    assert measure.replayed(step, torch.device("cpu")) is step and not calls
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: (_ for _ in ()).throw(RuntimeError("capturing is not allowed")))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    assert measure.replayed(step, torch.device("cuda")) is step and not calls
+
+
+def test_a_step_is_warmed_up_and_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    where = ["outside"]
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            calls.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def inside(name: str):
+        where.append(name)
+        yield
+        where.pop()
+
+    for name, value in {
+        "device": lambda device: contextlib.nullcontext(),
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: inside("side stream"),
+        "synchronize": lambda: None,
+        "CUDAGraph": Graph,
+        "graph": lambda graph, capture_error_mode: inside("capture"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    replay = measure.replayed(lambda: calls.append(where[-1]), torch.device("cuda"))
+    replay()
+    assert calls == ["wait", "side stream", "wait", "capture", "replay"]

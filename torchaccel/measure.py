@@ -34,6 +34,29 @@ def seconds(step: Step, repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def replayed(step: Step, device: torch.device) -> Step:
+    """`step` as the replay of a CUDA graph: a layer is timed as it runs in a captured model, without its launches.
+
+    On a CPU, and where it cannot be captured, the step itself.
+    """
+    if device.type != "cuda":
+        return step
+    try:
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                step()
+            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                step()
+    except Exception:  # whatever the step cannot do while it is captured; if it cannot run at all, timing it raises
+        return step
+    return graph.replay
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How much faster `candidate` is than `baseline`: the median of paired ratios, and its 95% interval."""
