@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from torchaccel.compress import Int8Static, calibrate
+from torchaccel.compress import Int8Static, calibrate, residual_of
 from torchaccel.compress.observers import MinMaxObserver, MseObserver
 from torchaccel.nn import InputRange
+from torchaccel.nn.dense import DenseConv2d
 
 MINMAX = Int8Static(observer="minmax")
 
@@ -175,3 +176,19 @@ def test_bad_batches() -> None:
 def test_config_is_validated(arguments: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Int8Static(**arguments)
+
+
+def test_a_second_input_has_its_own_range() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = DenseConv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x, residual=x * -2.0) if x.shape[0] > 1 else self.layer(input=x, residual=x)
+
+    ranges = calibrate(Adds(), ["layer"], [torch.ones(2, 4, 1, 1), torch.full((1, 4, 1, 1), 0.5)], MINMAX)
+    assert ranges.keys() == {"layer", residual_of("layer")}
+    assert ranges["layer"] == InputRange(1 / 255, 0)
+    low, high = -2.0, 0.5
+    assert ranges[residual_of("layer")].scale == pytest.approx((high - low) / 255)

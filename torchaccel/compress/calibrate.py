@@ -56,7 +56,7 @@ def residual_of(name: str) -> str:
 
 def _hook(name: str, observers: dict[str, MinMaxObserver], observer: type[MinMaxObserver]) -> Callable:
     def observe(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        for key, x in zip((name, residual_of(name)), args or kwargs.values(), strict=False):
+        for key, x in zip((name, residual_of(name)), (*args, *kwargs.values()), strict=False):
             if not isinstance(x, Tensor):
                 continue
             try:
