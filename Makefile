@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc _build -type f -not -name '*.pyc') setup.py
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint cuda cuda-vectors sass gpu-check install clean
+.PHONY: demo test bench lint cuda cuda-vectors sass gpu-check fuzz-data install clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.mnist
@@ -48,8 +48,12 @@ gpu-check:
 	$(if $(wildcard $(CUDA_LIBRARY)),TORCHACCEL_CUDA_LIBRARY=$(CUDA_LIBRARY)) PYTHONPATH=.:$$PYTHONPATH \
 	  $(if $(wildcard $(BIN)/python),python,$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
+# 10,000 damaged image files under each sanitizer; `make test` runs a sample of it.
+fuzz-data: install
+	python -m tests.data.fuzz $(ARGS)
+
 clean:
-	rm -rf build dist .venv demo-out torchaccel/_cpu.so torchaccel/_cuda.so torchaccel/_build_info.json
+	rm -rf build dist .venv demo-out torchaccel/_cpu.so torchaccel/_cuda.so torchaccel/_data.so torchaccel/_build_info.json
 
 $(CUDA_VECTORS): tests/csrc/cuda/ptx_vectors.cu tests/csrc/cuda/ptx_vectors.cuh csrc/cuda/ptx.cuh csrc/cuda/launch.cuh
 	@mkdir -p $(@D)

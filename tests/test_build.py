@@ -54,7 +54,9 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(plan: object) -> list[str]:
-    return [extension.name for extension in plan.extensions]  # type: ignore[attr-defined]
+    """The kernel libraries of a plan."""
+    extensions = plan.extensions  # type: ignore[attr-defined]
+    return [extension.name for extension in extensions if extension.name != "torchaccel._data"]
 
 
 def test_an_unknown_mode_is_refused(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +130,22 @@ def test_flags(native: ModuleType, toolkit: Path) -> None:
     for extension in native.plan().extensions:
         for flags in extension.extra_compile_args.values():
             assert not [flag for flag in flags if flag.startswith(("-march", "-std", "-ffast-math"))], flags
-            assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in flags
+            of_torch = extension.name != "torchaccel._data"
+            assert ("-DTORCH_TARGET_VERSION=0x020a000000000000" in flags) == of_torch
             assert any("-ffp-contract=off" in flag for flag in flags)
+
+
+@linux_x86
+def test_image_decoders_need_the_headers_of_libjpeg_turbo(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_DATA_HEADERS", b"#include <cstdio>\n")
+    plan = native.plan()
+    assert plan.extensions[-1].name == "torchaccel._data" and not plan.abi3, "a wheel for this Python alone"
+    monkeypatch.setattr(native, "_DATA_HEADERS", b"#include <no_such_jpeglib.h>\n")
+    for mode in ("auto", "cpu"):
+        monkeypatch.setenv("TORCHACCEL_BUILD", mode)
+        plan = native.plan()
+        assert "torchaccel._data" not in [e.name for e in plan.extensions] and plan.abi3 and plan.error is None
+        assert "libjpeg62-turbo-dev" in plan.reasons["data"]
 
 
 @pytest.mark.parametrize("cores, gigabytes, expected", [(64, 16, 4), (2, 64, 2), (8, 1, 1)])

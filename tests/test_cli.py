@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner, Result
@@ -67,9 +68,29 @@ def fails(*words: object) -> str:
 def test_help_names_all_commands() -> None:
     for result in (run(), run("--help")):
         assert result.exit_code == 0
-        for command in ("doctor", "demo", "bench", "optimize", "inspect"):
+        for command in ("doctor", "demo", "bench", "optimize", "pack", "inspect"):
             assert command in result.stdout
     assert run("--version").stdout == f"torchaccel {ta.__version__}\n"
+
+
+def test_pack(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30), "teal").save(tmp_path / "in" / name / "x.png")
+    done = run("pack", tmp_path / "in", tmp_path / "x.pack", "--kind", "raw", "--short-side", 20, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) | {"bytes": 0} == {
+        "path": str(tmp_path / "x.pack"),
+        "images": 2,
+        "bytes": 0,
+        "failed": [],
+    }
+    assert ta.data.Packed(tmp_path / "x.pack").shape == (20, 27)
+    assert "'jpg', short_side 256" in fails("pack", tmp_path / "in", tmp_path / "y.pack", "--kind", "jpg")
+    (tmp_path / "in/a/x.png").write_bytes(b"text")
+    assert "'a/x.png'" in fails("pack", tmp_path / "in", tmp_path / "y.pack")
+    told = run("pack", tmp_path / "in", tmp_path / "y.pack", "--skip")
+    assert told.exit_code == 1 and "1 images" in told.stdout and "left out a/x.png" in told.stderr
 
 
 def test_doctor() -> None:

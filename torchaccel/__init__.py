@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from torchaccel import nn, ops
+from torchaccel import data, nn, ops
 from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity, quantize_, sparsify_
 from torchaccel.workflow.accelerate import accelerate
 from torchaccel.workflow.benchmark import benchmark
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "benchmark",
+    "data",
     "doctor",
     "load",
     "nn",

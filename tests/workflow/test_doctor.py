@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from torchaccel import _native, ops
+from torchaccel.data import Decoder
 from torchaccel.workflow import doctor as module
 from torchaccel.workflow.doctor import DEVICES, doctor
 
+NATIVE = Decoder("native", "libjpeg-turbo 9")
 NOT_LOADED = {"path": "x.so", "loaded": False, "reason": "a planted reason"}
 LOADED = {"path": "x.so", "loaded": True, "reason": None}
 
@@ -19,10 +21,13 @@ LOADED = {"path": "x.so", "loaded": True, "reason": None}
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Call with the libraries' states, the (op, device) pairs that have kernels, and the GPUs."""
 
-    def make(cpu: dict, cuda: dict, kernels: set, gpus: tuple = (), torch_cuda: str | None = "13.0") -> module.Doctor:
+    def make(
+        cpu: dict, cuda: dict, kernels: set, gpus: tuple = (), torch_cuda: str | None = "13.0", images: Decoder = NATIVE
+    ) -> module.Doctor:
         monkeypatch.setattr(_native, "status", lambda: {"cpu": cpu, "cuda": cuda})
         monkeypatch.setattr(ops, "has_kernel", lambda op, device: (op, device) in kernels)
         monkeypatch.setattr(module, "_gpus", lambda: gpus)
+        monkeypatch.setattr(module, "decoder", lambda: images)
         monkeypatch.setattr(torch.version, "cuda", torch_cuda)
         return doctor()
 
@@ -83,6 +88,17 @@ def test_an_op_without_a_kernel_in_a_loaded_library(machine) -> None:
         (name, "cpu", "this version has no native kernel for it")
     ]
     assert found.advice == () and "nothing: all is well" in found.summary()
+
+
+@pytest.mark.parametrize("by", ["pillow", "none"])
+def test_who_decodes_images_and_how_to_have_it_faster(machine, by: str) -> None:
+    found = machine(
+        LOADED, LOADED, everything(), images=Decoder(by, "Pillow 9" if by == "pillow" else "", "no headers")
+    )
+    (line,) = found.advice
+    assert line.startswith("for fast image loading: no headers") and ("pip install" in line) == (by == "none")
+    assert f"image decoder:    {by} ({'Pillow 9' if by == 'pillow' else 'no headers'})" in found.summary()
+    assert found.to_dict()["images"]["by"] == by
 
 
 def test_an_old_gpu_is_named(machine) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from torchaccel import __version__, _native, ops
+from torchaccel.data import Decoder, decoder
 from torchaccel.graph.cache import machine
 
 DEVICES = ("cpu", "cuda")
@@ -40,6 +41,7 @@ class Doctor:
     libraries: dict[str, dict[str, Any]]
     build: dict[str, Any]
     ops: tuple[Serving, ...]
+    images: Decoder
     advice: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Doctor:
             "instruction sets": f"{isas}; used: {self.isa_used or 'none'}",
             "GPUs": ", ".join(f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in self.gpus)
             or "none",
+            "image decoder": f"{self.images.by} ({self.images.versions or self.images.reason})",
         }
         lines = [f"{name + ':':<18}{value}" for name, value in facts.items()]
         lines += ["", "kernel libraries"]
@@ -104,7 +107,8 @@ def doctor() -> Doctor:
         libraries=libraries,
         build=_native.build_info(),
         ops=tuple(_serving(op, device, libraries, gpus) for op in ops.names() for device in DEVICES),
-        advice=tuple(_advice(libraries, gpus)),
+        images=decoder(),
+        advice=tuple(_advice(libraries, gpus, decoder())),
     )
 
 
@@ -131,7 +135,7 @@ def _serving(op: str, device: str, libraries: dict[str, dict[str, Any]], gpus: t
     return Serving(op, device, "reference", "this version has no native kernel for it")
 
 
-def _advice(libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ...]) -> list[str]:
+def _advice(libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ...], images: Decoder) -> list[str]:
     lines = []
     if not libraries["cpu"]["loaded"]:
         if sys.platform == "linux" and platform.machine() == "x86_64":
@@ -149,6 +153,9 @@ def _advice(libraries: dict[str, dict[str, Any]], gpus: tuple[dict[str, Any], ..
             f"for CUDA kernels: install the CUDA {torch.version.cuda} toolkit (nvcc on PATH or CUDA_HOME set) and then "
             "torchaccel again, or set TORCHACCEL_CUDA_LIBRARY to a library that `make cuda` built elsewhere"
         )
+    if images.by != "native":
+        stand_in = "" if images.by != "none" else "; or `pip install pillow simplejpeg`, which are slower"
+        lines.append(f"for fast image loading: {images.reason}; then install torchaccel again{stand_in}")
     for name in _too_old(gpus):
         lines.append(
             f"{name} is older than compute capability 8.0: its int8 and sparse ops run by their PyTorch references"

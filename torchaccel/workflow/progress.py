@@ -21,7 +21,17 @@ class Progress:
     @contextmanager
     def step(self, title: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar of `total` steps for the time of a `with` block, which gets the function that advances it."""
-        columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with RichProgress(*columns, console=self._console, disable=not self._shown) as bar:
+        with self._bar() as bar:
             task = bar.add_task(title, total=total)
             yield lambda: bar.advance(task)
+
+    @contextmanager
+    def counted(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar whose length is told as it goes: the function takes the steps that are done, and those in all."""
+        with self._bar() as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def _bar(self) -> RichProgress:
+        columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        return RichProgress(*columns, console=self._console, disable=not self._shown)
