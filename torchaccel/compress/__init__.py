@@ -2,7 +2,7 @@
 
 from torchaccel.compress.calibrate import calibrate, residual_of
 from torchaccel.compress.configs import Int8Dynamic, Int8Static, Int8WeightOnly
-from torchaccel.compress.convert import int8_module
+from torchaccel.compress.convert import int8_module, stored_pattern
 from torchaccel.compress.masks import finalize_masks_
 from torchaccel.compress.patterns import check_mask, pattern_of, sparsity_of
 from torchaccel.compress.quantize import Quantized, quantize_
@@ -25,5 +25,6 @@ __all__ = [
     "residual_of",
     "sparsify_",
     "sparsity_of",
+    "stored_pattern",
     "why_kept",
 ]

@@ -7,7 +7,9 @@ from torch import nn
 
 from torchaccel.compress.configs import Int8Config, Int8Static, Int8WeightOnly, check_config
 from torchaccel.nn import InputRange, Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
+from torchaccel.ops import blocks
 
+_CPU_BLOCKS = ("1x4", "4x4")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -27,6 +29,21 @@ def why_not(module: nn.Module) -> str | None:
     return None
 
 
+def stored_pattern(module: nn.Module, pattern: str | None, device: torch.device) -> str | None:
+    """In which blocks a sparse int8 kernel wants the weight of a layer pruned in `pattern`, or None: a dense one.
+
+    CPU kernels take 1x4 and 4x4, and tiles consist of the latter. CUDA kernels skip tiles, whatever the blocks. A
+    weight that is 2:4 alone, or unstructured, is kept dense; CUDA kernels pack the former as 2:4 from there.
+    """
+    serves = isinstance(module, nn.Conv2d) and module.groups == 1
+    if not serves or pattern is None or blocks.block_of(pattern) == (1, 1):
+        return None
+    if device.type == "cuda":
+        return pattern
+    pattern = "4x4" if pattern.startswith("tile") else pattern
+    return pattern if pattern in _CPU_BLOCKS else None
+
+
 def int8_module(
     module: nn.Module, config: Int8Config, input_range: InputRange | None = None, pattern: str | None = None
 ) -> nn.Module:
@@ -36,7 +53,7 @@ def int8_module(
         module: `nn.Linear` or `nn.Conv2d`; unchanged. The int8 weights are a copy.
         config: which kind of int8.
         input_range: of the layer's input, needed for `Int8Static`, unused otherwise.
-        pattern: "1x4" or "4x4" keeps only the blocks of a pruned convolution that are not zero; None is dense.
+        pattern: keeps only the blocks of a pruned convolution that are not zero, see `stored_pattern`; None is dense.
 
     Raises:
         ValueError: with the reason where there is no counterpart.

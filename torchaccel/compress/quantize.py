@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from torchaccel.compress.calibrate import calibrate
 from torchaccel.compress.configs import Int8Config, Int8Static, check_config
-from torchaccel.compress.convert import int8_module, why_not
+from torchaccel.compress.convert import int8_module, stored_pattern, why_not
 from torchaccel.compress.masks import mask_of
 from torchaccel.compress.readers import why_kept
-
-_SPARSE_KERNELS = ("1x4", "4x4")
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,9 @@ class Quantized:
 
 
 def _pattern(module: nn.Module) -> str | None:
-    """The pattern of a convolution's pruning mask, where a sparse int8 kernel serves it."""
+    """The blocks in which a pruned convolution is kept, or None: dense."""
     mask = mask_of(module)
-    if mask is None or not isinstance(module, nn.Conv2d) or module.groups > 1:
-        return None
-    return mask.pattern if mask.pattern in _SPARSE_KERNELS else None
+    return None if mask is None else stored_pattern(module, mask.pattern, mask.mask.device)
 
 
 def quantize_(
@@ -46,9 +43,10 @@ def quantize_(
     """Swap every `nn.Linear` and `nn.Conv2d` for an int8 layer, in place, for inference.
 
     Layers stay float, with the reason, where another module reads their weights by itself (`why_kept`), where they
-    have hooks or a forward of their own, and where int8 cannot serve them. A module registered under several names is
-    swapped once and stays shared. A parameter that two modules share, such as an embedding and the output layer, is
-    copied: the embedding stays float. Convolutions that `sparsify_` pruned in 1x4 or 4x4 blocks become sparse.
+    have hooks or a forward of their own, and where int8 cannot serve them (on CUDA, convolutions of several groups). A
+    module registered under several names is swapped once and stays shared. A parameter that two modules share, such as
+    an embedding and the output layer, is copied: the embedding stays float. Convolutions that `sparsify_` pruned in
+    blocks become sparse where a kernel skips those.
 
     Args:
         model: a float module; unchanged if this raises. The model itself is not swapped, only what it contains.
@@ -85,9 +83,12 @@ def quantize_(
     swapped = {}
     for name in chosen:
         try:
-            new = int8_module(found[name], config, ranges.get(name), _pattern(found[name]))
+            new: Any = int8_module(found[name], config, ranges.get(name), _pattern(found[name]))
         except ValueError as error:
             kept[name] = str(error)
+            continue
+        if (reason := new.limits(found[name].weight.device)) is not None:
+            kept[name] = reason
             continue
         made[id(found[name])] = new
         swapped[name] = type(new).__name__

@@ -65,6 +65,12 @@ def _mask_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _layout(module: nn.Module) -> dict[str, list[int]]:
+    """The sizes of what was packed for the machine: whether a weight is 2:4, and how many of its tiles are kept."""
+    names = getattr(module, "derived", ())
+    return {name: list(b.shape) for name in names if (b := getattr(module, name)) is not None}
+
+
 def _settings(module: nn.Module) -> object:
     """What a layer is made of; torch's own layers say it in their text."""
     return module.config() if hasattr(module, "config") else repr(module)  # type: ignore[operator]
@@ -75,7 +81,7 @@ def key(dense: nn.Module, dense_args: tuple[Tensor, ...], candidate: nn.Module, 
     facts = {
         "machine": machine(args[0].device),
         "dense": [type(dense).__name__, _settings(dense)],
-        "candidate": [type(candidate).__name__, _settings(candidate), _mask_hash(candidate)],
+        "candidate": [type(candidate).__name__, _settings(candidate), _mask_hash(candidate), _layout(candidate)],
         "args": [[list(t.shape), list(t.stride()), str(t.dtype)] for t in (*dense_args, *args)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

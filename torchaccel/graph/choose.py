@@ -13,6 +13,7 @@ from torchaccel import measure
 from torchaccel.graph.cache import ChoiceCache, key
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.pools import INT8_POOLS
+from torchaccel.nn._int8 import Int8Module
 
 Tick = Callable[[str], None]
 
@@ -99,6 +100,8 @@ def kind(module: nn.Module) -> str:
     if name.startswith("Dense"):
         return "dense float"
     pattern = getattr(module, "pattern", None)
+    if isinstance(module, Int8Module) and module.is_two_four():
+        pattern = pattern or "2:4"
     words = "int8" if "Int8" in name else "float"
     return f"{words} {pattern} sparse" if pattern else words + (" weight-only" if "WeightOnly" in name else "")
 

@@ -35,12 +35,14 @@ class PackedModule(nn.Module):
         raise NotImplementedError
 
     def unsupported(self, device: torch.device) -> str | None:
-        """Why no native kernel would serve the layer on `device`, or None."""
-        return (
-            None
-            if has_kernel(self.op, device)
-            else f"no native kernel for {self.op} on {device}, see torchaccel doctor"
-        )
+        """Why no native kernel would serve the layer on `device`, or None: there is none, or its `limits`."""
+        if not has_kernel(self.op, device):
+            return f"no native kernel for {self.op} on {device.type} (see torchaccel doctor)"
+        return self.limits(device)
+
+    def limits(self, device: torch.device) -> str | None:
+        """What about this layer the op's kernel on `device` does not take, or None."""
+        return None
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Raise ValueError where the named buffers hold values that no kernel may see."""

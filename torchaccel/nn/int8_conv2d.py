@@ -105,8 +105,8 @@ class Int8Conv2d(Int8Conv):
         self.colsum = self.weight.sum((1, 2, 3), dtype=torch.int32)
         self.packed = ops.pack_int8(blocks.matrix_of(self.weight), self.groups, self.in_channels, self.two_four)
 
-    def unsupported(self, device: torch.device) -> str | None:
-        return super().unsupported(device) or supports(device, out_dtype=self.output_dtype, groups=self.groups)
+    def limits(self, device: torch.device) -> str | None:
+        return supports(device, out_dtype=self.output_dtype, groups=self.groups)
 
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype

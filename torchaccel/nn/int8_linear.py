@@ -95,8 +95,8 @@ class Int8Linear(Int8Module):
         self.colsum = self.weight.sum(1, dtype=torch.int32)
         self.packed = ops.pack_int8(self.weight, two_four=self.two_four)
 
-    def unsupported(self, device: torch.device) -> str | None:
-        return super().unsupported(device) or supports(device, out_dtype=self.output_dtype)
+    def limits(self, device: torch.device) -> str | None:
+        return supports(device, out_dtype=self.output_dtype)
 
     def set_residual(self, scale: float, zero_point: int) -> None:
         """Refused: a linear layer adds no residual."""

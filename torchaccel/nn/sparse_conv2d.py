@@ -125,8 +125,8 @@ class SparseConv2d(PackedModule):
         weight = self.values, self.columns, self.row_offsets
         _blocks.set_tiles(self, pack_sparse(*weight, self.in_channels, self.kernel_size))
 
-    def unsupported(self, device: torch.device) -> str | None:
-        return super().unsupported(device) or supports(device, dtype=self.values.dtype, in_channels=self.in_channels)
+    def limits(self, device: torch.device) -> str | None:
+        return supports(device, dtype=self.values.dtype, in_channels=self.in_channels)
 
     def no_gain(self) -> str | None:
         """Why pruning saves nothing as the weights are packed for this device, or None."""

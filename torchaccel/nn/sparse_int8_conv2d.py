@@ -114,9 +114,9 @@ class SparseInt8Conv2d(Int8Conv):
         self.colsum = colsum_of(self.values, self.row_offsets)
         _blocks.set_tiles(self, pack_sparse_int8(*weight, self.in_channels, self.kernel_size))
 
-    def unsupported(self, device: torch.device) -> str | None:
+    def limits(self, device: torch.device) -> str | None:
         block = blocks.block_of(self.pattern)
-        return super().unsupported(device) or supports(device, block=block, out_dtype=self.output_dtype)
+        return supports(device, block=block, out_dtype=self.output_dtype)
 
     def no_gain(self) -> str | None:
         """Why pruning saves nothing as the weights are packed for this device, or None."""

@@ -10,12 +10,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, int8_module, pattern_of, residual_of
+from torchaccel.compress import (
+    Int8Dynamic,
+    Int8Static,
+    Int8WeightOnly,
+    int8_module,
+    pattern_of,
+    residual_of,
+    stored_pattern,
+)
 from torchaccel.graph.fuse import Layer, layer_at
 from torchaccel.graph.prepare import Prepared
-from torchaccel.nn import InputRange, Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d, SparseConv2d
+from torchaccel.nn import (
+    InputRange,
+    Int8AdaptiveAvgPool2d,
+    Int8AvgPool2d,
+    Int8Conv2d,
+    Int8Linear,
+    Int8MaxPool2d,
+    SparseConv2d,
+    SparseInt8Conv2d,
+)
+from torchaccel.nn._packed import PackedModule
 from torchaccel.nn.dense import DenseConv2d
-from torchaccel.ops import has_kernel
+from torchaccel.ops import blocks
 
 Int8 = Int8Static | Int8Dynamic | Int8WeightOnly
 Build = Callable[[], nn.Module]  # raises ValueError with the reason where it cannot
@@ -31,8 +49,8 @@ class Candidates:
 
 def served(module: nn.Module, device: torch.device) -> str | None:
     """Why no native kernel would serve the layer on `device`, or None. A reference is never faster than dense."""
-    op = str(module.op)
-    return None if has_kernel(op, device) else f"no native kernel for {op} on {device} (see torchaccel doctor)"
+    assert isinstance(module, PackedModule)
+    return module.unsupported(device)
 
 
 def _sparse_float(dense: Layer, pattern: str) -> nn.Module:
@@ -40,6 +58,24 @@ def _sparse_float(dense: Layer, pattern: str) -> nn.Module:
         raise ValueError("sparse kernels serve convolutions")
     module = SparseConv2d.from_float(dense.to_float(), pattern)
     module.fuse_activation(dense.activation)
+    return _gaining(module)
+
+
+def _gaining(module: nn.Module) -> nn.Module:
+    """The layer, unless its device would compute what was pruned all the same."""
+    if isinstance(module, SparseConv2d | SparseInt8Conv2d) and (reason := module.no_gain()) is not None:
+        raise ValueError(reason)
+    return module
+
+
+def _packed_dense(build: Build) -> nn.Module:
+    """The layer whose 2:4 weight is packed dense: half the products do not pay everywhere."""
+    module = build()
+    assert isinstance(module, Int8Conv2d | Int8Linear)
+    if not module.is_two_four():
+        raise ValueError("its weight is packed dense as it is")
+    module.two_four = False
+    module.pack()
     return module
 
 
@@ -50,7 +86,7 @@ def _int8(
     module.fuse_activation(dense.activation)
     if residual_range is not None:
         module.residual_range = residual_range
-    return module
+    return _gaining(module)
 
 
 def _int8_pool(pool: nn.Module, input_range: InputRange | None) -> nn.Module:
@@ -65,7 +101,7 @@ def _int8_pool(pool: nn.Module, input_range: InputRange | None) -> nn.Module:
 
 
 def _builds(
-    prepared: Prepared, name: str, int8: Int8 | None, ranges: Mapping[str, InputRange]
+    prepared: Prepared, name: str, device: torch.device, int8: Int8 | None, ranges: Mapping[str, InputRange]
 ) -> Iterator[Build | str]:
     """The forms of one layer, the sparsest first, or why there is none."""
     if name in prepared.given:
@@ -77,8 +113,11 @@ def _builds(
     dense = layer_at(prepared.dense, name)
     pattern = pattern_of(dense.weight)
     if int8 is not None:
-        for form in dict.fromkeys((pattern, None)):
-            yield partial(_int8, dense, int8, ranges.get(name), ranges.get(residual_of(name)), form)
+        build = partial(_int8, dense, int8, ranges.get(name), ranges.get(residual_of(name)))
+        for form in dict.fromkeys((stored_pattern(dense, pattern, device), None)):
+            yield partial(build, form)
+        if device.type == "cuda" and pattern in blocks.TWO_FOUR and not isinstance(int8, Int8WeightOnly):
+            yield partial(_packed_dense, partial(build, None))
     elif pattern is not None:
         yield partial(_sparse_float, dense, pattern)
     else:
@@ -98,10 +137,11 @@ def candidates(
     """
     alternatives: dict[str, list[nn.Module]] = {}
     kept: dict[str, str] = {}
-    # Pooling is exchanged only to hand int8 from one layer to the next.
-    between = prepared.pools if ranges or prepared.given else []
+    # Pooling is exchanged only to hand int8 on, which layers with static ranges take.
+    static = bool(ranges) or any(getattr(module, "input", None) == "static" for module in prepared.given.values())
+    between = prepared.pools if static else []
     for name in (*prepared.names, *between):
-        for build in _builds(prepared, name, int8, ranges or {}):
+        for build in _builds(prepared, name, device, int8, ranges or {}):
             try:
                 module = build if isinstance(build, str) else build()
             except ValueError as error:
