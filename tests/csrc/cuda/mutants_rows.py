@@ -1,0 +1,184 @@
+"""The battery's cases of what works on rows of few: quantization, norms, products of up to 8 rows, pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import test_emulated_gemv as gemv
+import test_emulated_pool_int8 as pool
+import test_emulated_quantize_int8 as quantize
+from harness import MACHINES, Kernels, Machine, output
+from mutants_battery import INT8, Check, Part, small
+from torchaccel.ops import _epilogue
+from torchaccel.ops.quantize_int8 import _dynamic_reference
+
+
+def quantize_part() -> Part:
+    checks: list[Check] = []
+
+    def rows(x: Tensor, target: torch.dtype) -> None:
+        checks.append(lambda kernels: quantize.check_rows(kernels, x, target))
+
+    def tensor(x: Tensor, scale: float, zero_point: int | None, target: torch.dtype) -> None:
+        checks.append(lambda kernels: quantize.check_tensor(kernels, x, scale, zero_point, target))
+
+    for i, (source, widths) in enumerate(quantize.WIDTHS.items()):
+        for j, width in enumerate(widths):
+            target = INT8[(i + j) % 2]
+            x = quantize.sample(11 if width < 2000 else 2, width, dtype=source, seed=width)
+            rows(x, target)
+            if width:
+                tensor(x[:2].contiguous(), 0.037, (None, 7, 300)[width % 3], target)
+    checks += [
+        lambda kernels: quantize.test_special_values(kernels, torch.int8),
+        lambda kernels: quantize.test_special_values(kernels, torch.uint8),
+        quantize.test_halves_between_two_steps_go_to_the_even_one,
+        lambda kernels: quantize.test_unaligned_inputs(kernels, 1),
+        lambda kernels: quantize.test_unaligned_inputs(kernels, 2),
+        quantize.test_more_rows_than_one_block_takes,
+    ]
+    return Part("quantize_int8", checks)
+
+
+def even(rows: int, k: int, dtype: torch.dtype, seed: int, offset: int = 0) -> Tensor:
+    """Integers whose rows have an integer mean, so that all sums are exact; `offset` elements behind an address."""
+    x = torch.randint(-6, 7, (rows, k), generator=torch.Generator().manual_seed(seed)).double()
+    x -= (torch.arange(k) < (x.sum(1) % k)[:, None]).double()
+    memory = torch.zeros(rows * k + offset, dtype=dtype)
+    memory[offset:] = x.flatten().to(dtype)
+    return memory[offset:].view(rows, k)
+
+
+def normalized(x: Tensor, eps: float, centred: bool) -> Tensor:
+    """As the kernel rounds it; numpy's square roots are correctly rounded, PyTorch's are not."""
+    y = x.float().numpy()
+    if centred:
+        y = y - y.mean(1, keepdims=True)
+    squares = (y.astype(np.float64) ** 2).sum(1, keepdims=True).astype(np.float32)
+    factor = np.float32(1) / np.sqrt(squares / np.float32(x.shape[1]) + np.float32(eps))
+    return torch.from_numpy(y * factor)
+
+
+def norm_check(x: Tensor, terms: dict[str, Tensor | None], centred: bool, static: bool, machine: Machine) -> Check:
+    rows, k = x.shape
+    letter, target = (b"f", torch.int8) if x.dtype == torch.float32 else (b"h", torch.uint8)
+    weight, bias, eps = terms["weight"], terms["bias"], 2.0**-10
+    step = torch.tensor([0.03]) if static else None
+    shift = terms["zero_point"] if static else None
+    y = normalized(x, eps, centred)
+    y = y if weight is None else y * weight.float()
+    y = y if bias is None else y + bias.float()
+    if step is not None:
+        want = (_epilogue.saturate(y, step, 0 if shift is None else shift, target),)
+    else:
+        want = _dynamic_reference(y, target)
+
+    def check(kernels: Kernels) -> None:
+        q, scale = torch.empty(rows, k, dtype=target), torch.empty(rows)
+        zero_point = torch.empty(rows, dtype=torch.int32)
+        given = (output(q), None, None) if static else (output(q), output(scale), output(zero_point))
+        kernels.run(
+            "norm", letter, x, weight, bias, eps, int(centred), step, shift, *given, rows, k, machine=machine
+        )  # fmt: skip
+        for got, expected in zip((q, scale, zero_point), want, strict=False):
+            assert torch.equal(got, expected), f"{int((got != expected).sum())} of {expected.numel()} differ"
+
+    return check
+
+
+def norm() -> Part:
+    checks: list[Check] = []
+    shapes = [(11, 8), (9, 4), (3, 1024), (9, 1032), (2, 2048), (2, 8192), (2, 8200), (1, 1), (20, 37), (2, 1500)]
+    for i, (rows, k) in enumerate(shapes):
+        for j, dtype in enumerate((torch.float32, torch.float16)):
+            for static in (False, True):
+                terms: dict[str, Tensor | None] = {
+                    "weight": None if (i + j) % 3 == 0 else torch.randn(k).to(dtype),
+                    "bias": None if (i + j) % 4 == 0 else torch.randn(k).to(dtype),
+                    "zero_point": None if i % 2 else torch.tensor([17], dtype=torch.int32),
+                }
+                x = even(rows, k, dtype, seed=k, offset=(i + j) % 3 == 2)
+                checks.append(norm_check(x, terms, (i + j + static) % 2 == 0, static, MACHINES[(i + j) % 3]))
+    return Part("mutants_norm", checks)
+
+
+def gemv_int8() -> Part:
+    checks: list[Check] = []
+
+    def case(m: int, n: int, k: int, **plan: Any) -> None:
+        seed = len(checks)
+        plan["machine"] = MACHINES[seed % 3]
+        checks.append(lambda kernels: gemv.check_int8(kernels, m, n, k, torch.int8, seed, **plan))
+
+    for i, k in enumerate((1, 16, 63, 64, 65, 1000, 1024, 1100, 2048)):
+        for channels in (16, 32, 64):
+            case(i % 8 + 1, (130, 17, 64, 31, 72)[i % 5], k, channels=channels)
+    for i, (m, n, k) in enumerate(((1, 33, 2100), (8, 64, 1030), (3, 17, 64), (5, 130, 500), (8, 72, 2080))):
+        for splits in (2, 3, 16):
+            case(m, n, k, channels=16 << (i + splits) % 3, splits=splits)
+    x, b = gemv.integers(4 * 128 + 3)[3:].view(4, 128), gemv.integers(20, 128)  # at an odd address
+    want = (x.int() @ b.int().T).float()
+    checks.append(lambda kernels: _equal(gemv.product(kernels, x, b, torch.float32, channels=32), want))
+    return Part("mutants_gemv_int8", checks)
+
+
+def _equal(got: Tensor, want: Tensor) -> None:
+    assert torch.equal(got, want), f"{int((got != want).sum())} of {want.numel()} differ"
+
+
+def gemv_float() -> Part:
+    checks: list[Check] = []
+
+    def case(x: Tensor, n: int, **plan: Any) -> None:
+        b = gemv.integers(n, x.shape[1], seed=n)
+        want = (x.double() @ b.double().T).float()
+        plan["machine"] = MACHINES[len(checks) % 3]
+        checks.append(lambda kernels: _equal(gemv.product(kernels, x, b, torch.float32, **plan), want))
+
+    for dtype in (torch.float16, torch.float32):
+        for i, k in enumerate((1, 16, 65, 1000, 1100)):
+            for channels in (16, 32, 64):
+                if dtype == torch.float16 or channels < 64:
+                    case(small(i + 3, k, dtype=dtype, seed=k), (130, 17, 64, 31, 72)[i], channels=channels)
+        for splits in (2, 5):
+            case(small(3, 500, dtype=dtype, seed=5), 33, channels=32, splits=splits)
+            case(small(8, 1104, dtype=dtype, seed=6), 64, channels=16, splits=splits)
+    mixed = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    for place in range(0, 48, 5):  # one weight a row: no sums, all of float32's bits
+        b = torch.zeros(16, 48, dtype=torch.int8)
+        b[torch.arange(16), (torch.arange(16) * 3 + place) % 48] = 64
+        want = mixed @ b.float().T
+        checks.append(lambda kernels, b=b, want=want: _equal(gemv.product(kernels, mixed, b, torch.float32), want))
+    checks.append(gemv.test_float32_keeps_all_its_bits)
+    infinite = torch.zeros(3, 16)
+    infinite[0, 3], infinite[1, 4], infinite[2, 5] = float("inf"), -float("inf"), torch.finfo(torch.float32).max
+    ones = torch.ones(20, 16, dtype=torch.int8)
+    checks.append(
+        lambda kernels: _equal(gemv.product(kernels, infinite, ones, torch.float32), infinite @ ones.float().T)
+    )
+    return Part("mutants_gemv_float", checks)
+
+
+def pools() -> Part:
+    checks: list[Check] = []
+    for i, windows in enumerate(pool.MAX_WINDOWS):
+        for j, channels in enumerate((3, 20, 48)):
+            a = pool.images(2, channels, windows[-1], INT8[(i + j) % 2], offset=(0, 0, 0, 4)[(i + j) % 4])
+            checks.append(lambda kernels, a=a, w=windows, o=(i * j % 3 == 2) * 4: pool.check_max(kernels, a, w, o))
+    for i, windows in enumerate(pool.AVG_WINDOWS):
+        for j, channels in enumerate((3, 20, 48)):
+            a = pool.images(2, channels, windows[-1], INT8[(i + j) % 2], offset=(0, 0, 0, 4)[(i + j) % 4])
+            given = pool.TYPES[(i + j) % 5], j % 2 == 0, (None, 9, -77)[(i + j) % 3], (i * j % 3 == 2) * 4
+            checks.append(lambda kernels, a=a, w=windows, g=given: pool.check_avg(kernels, a, w, *g))
+    checks.append(lambda kernels: pool.test_pooling_at_any_address(kernels, 1))
+    checks.append(lambda kernels: pool.test_pooling_at_any_address(kernels, 4))
+    for n in (1, 15, 16, 17, 4097, 9001):
+        checks.append(lambda kernels, n=n: pool.test_add(kernels, n))
+    checks.append(lambda kernels: pool.test_add_at_any_address(kernels, 1))
+    checks.append(lambda kernels: pool.test_add_at_any_address(kernels, 8))
+    checks.append(pool.test_many_images_go_in_launches_that_32_bit_indices_hold)
+    return Part("pool_int8", checks)
