@@ -5,9 +5,10 @@
 // of one weight tile's depth travel through shared memory by cp.async; the warps split the tile kWarpsO by kWarpsP and
 // read it by ldmatrix, without bank conflicts since both operands are swizzled. The weights are mma's 16-row operand:
 // 2:4 takes the same path, and few rows of x cost 8 columns, not 16. One barrier a stage. Sums pass through shared
-// memory on their way out, so that eight lanes hold neighbouring channels of one row and store whole sectors. With
-// `splits` > 1 the blocks share K and leave partial sums, which finish_kernel adds in a fixed order. Bound by the
-// tensor cores from about 300 rows on an H100, below by reading the weights once.
+// memory on their way out, so that eight lanes hold neighbouring channels of one row and store whole sectors. Tiles
+// that would fill the last wave only in part are shared by all blocks, step by step along K (stream-K); what a block
+// cannot finish it leaves as partial sums, which finish_kernel adds in a fixed order. Bound by the tensor cores from
+// about 300 rows on an H100, below by reading the weights once.
 #pragma once
 
 #include "epilogue.cuh"
@@ -26,11 +27,16 @@ struct Tiling {
                 "whole fragments");
 };
 
-// What a launch does: tiles in groups of kGroup bands, so that the blocks running at once share rows and weights in L2.
+// What a launch does. Tiles go in groups of bands, so that the blocks running at once share rows and weights in L2.
 struct Schedule {
-  int tiles_o, tiles_p, splits;
-  void* partial;  // [splits, rows, channels] sums where splits > 1
+  int tiles_o, tiles_p;
+  int whole;      // so many tiles are made by one block each, the others by all of them in equal shares
+  int steps;      // of a tile along K; with skipped tiles, the shares that its K is divided into
+  void* partial;  // [blocks, 2, rows, channels of a tile] sums: of the block's first and last tile
 };
+
+// The steps of the shared tiles, one after the other, that block `block` of `blocks` begins with.
+__device__ inline int64_t share_begin(int64_t steps, int block, int blocks) { return steps * block / blocks; }
 
 // A row of a warp's staging area: padded so that neither the writes of fragments nor the reads of rows collide in a
 // bank.
@@ -45,28 +51,22 @@ constexpr int shared_bytes() {
 }
 
 struct Tile {
-  int o, p, split;
+  int o, p;
 };
 
 __device__ inline Tile tile_of(const Schedule& s, int id) {
   constexpr int kGroup = 8;
-  const int tiles = s.tiles_o * s.tiles_p;
-  Tile t;
-  t.split = id / tiles;
-  id %= tiles;
   const int first = id / (kGroup * s.tiles_p) * kGroup;
   const int wide = min(kGroup, s.tiles_o - first);
   id -= first * s.tiles_p;
-  t.o = first + id % wide;
-  t.p = id / wide;
-  return t;
+  return {first + id % wide, id / wide};
 }
 
-// The sums of a warp, through its own staging area to the output or the partial sums. All of them are staged first: the
-// loop over rows that follows holds none, and its long code is there once.
+// The sums of a warp, through its own staging area to the output, or to `partial` [rows, channels of the tile]. All of
+// them are staged first: the loop over rows that follows holds none, and its long code is there once.
 template <typename T, typename S>
 __device__ inline void store_sums(const S (&sums)[T::kWarpO / 16][T::kWarpP / 8][4], uint8_t* shared, const Epilogue& e,
-                                  S* partial, int channel, int row, int warp, int lane) {
+                                  S* partial, const Tile& tile, int warp_o, int warp_p, int warp, int lane) {
   constexpr int kWidth = T::kWarpO / 8;  // channels of a lane
   auto* staging = reinterpret_cast<S*>(shared) + warp * T::kWarpP * staged_row<T>;
 #pragma unroll
@@ -80,8 +80,8 @@ __device__ inline void store_sums(const S (&sums)[T::kWarpO / 16][T::kWarpP / 8]
     }
   }
   __syncwarp();
-  const int mine = lane % 8 * kWidth;
-  const auto terms = channel_terms<kWidth>(e, channel + mine);
+  const int mine = lane % 8 * kWidth, row = tile.p * T::kRows + warp_p;
+  const auto terms = channel_terms<kWidth>(e, tile.o * T::kChannels + warp_o + mine);
   const int rows = terms.count > 0 ? min(T::kWarpP, e.rows - row) : 0;
 #pragma unroll 1
   for (int r = lane / 8; r < rows; r += kWarp / 8) {
@@ -89,8 +89,7 @@ __device__ inline void store_sums(const S (&sums)[T::kWarpO / 16][T::kWarpP / 8]
     if (partial == nullptr) {
       finish(e, held.values, row + r, terms);
     } else {
-      const int64_t index = static_cast<int64_t>(row + r) * e.channels + terms.channel;
-      store(partial, index, terms.whole, terms.count, held);
+      store(partial, (warp_p + r) * T::kChannels + warp_o + mine, true, kWidth, held);
     }
   }
 }
@@ -105,29 +104,46 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   uint8_t* shared = ptx::shared_memory();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int warp_o = warp % T::kWarpsO * T::kWarpO, warp_p = warp / T::kWarpsO * T::kWarpP;
-  const int total = schedule.tiles_o * schedule.tiles_p * schedule.splits;
-  for (int id = blockIdx.x; id < total; id += gridDim.x) {
+
+  const int64_t shared_steps = (int64_t{schedule.tiles_o} * schedule.tiles_p - schedule.whole) * schedule.steps;
+  int64_t at = share_begin(shared_steps, blockIdx.x, gridDim.x);
+  const int64_t end = share_begin(shared_steps, blockIdx.x + 1, gridDim.x);
+  for (int next = blockIdx.x; next < schedule.whole || at < end; next += gridDim.x) {
+    // The steps [from, to) of tile `id`.
+    int id = next, from = 0, to = schedule.steps;
+    S* partial = nullptr;
+    if (next >= schedule.whole) {
+      const auto which = static_cast<int>(at / schedule.steps);
+      id = schedule.whole + which;
+      from = static_cast<int>(at - int64_t{which} * schedule.steps);
+      to = static_cast<int>(min(int64_t{to}, from + end - at));
+      at += to - from;
+      if (from > 0 || to < schedule.steps) {
+        const int slot = 2 * blockIdx.x + (from == 0);
+        partial = static_cast<S*>(schedule.partial) + int64_t{slot} * T::kRows * T::kChannels;
+      }
+    }
     const Tile tile = tile_of(schedule, id);
     const OperandTile<Operand, T::kRows, Format::kBytesK, T::kThreads, kPiece> rows(x, tile.p * T::kRows, threadIdx.x);
-    // The tiles [first, last) along K of each of the kTiles bands; with tile skip, of the only one.
+    // The weight tiles along K of each of the kTiles bands; with tile skip, of the only one.
     const int skip = w.columns != nullptr ? w.offsets[tile.o] : 0;
     const int all = w.columns != nullptr ? w.offsets[tile.o + 1] - skip : w.k_tiles;
-    const int first = static_cast<int>(static_cast<int64_t>(all) * tile.split / schedule.splits);
-    const int count = static_cast<int>(static_cast<int64_t>(all) * (tile.split + 1) / schedule.splits) - first;
+    const int first = static_cast<int>(int64_t{all} * from / schedule.steps);
+    const int count = static_cast<int>(int64_t{all} * to / schedule.steps) - first;
 
     const auto load = [&](int i) {
       uint8_t* stage = shared + i % T::kStages * kStageBytes;
-      const int at = skip + first + i;
-      rows.load((w.columns != nullptr ? w.columns[at] : at) * Format::kBytesK, stage + kWeightBytes);
+      const int step = skip + first + i;
+      rows.load((w.columns != nullptr ? w.columns[step] : step) * Format::kBytesK, stage + kWeightBytes);
 #pragma unroll
       for (int band = 0; band < kTiles; ++band) {
         // Past the last band: any weights will do, their sums are not stored.
         const int source = w.columns != nullptr ? 0 : min(tile.o * kTiles + band, w.bands - 1);
-        const uint8_t* from = w.tiles + (static_cast<int64_t>(source) * w.k_tiles + at) * Format::kTileBytes;
+        const uint8_t* weights = w.tiles + (int64_t{source} * w.k_tiles + step) * Format::kTileBytes;
 #pragma unroll
         for (int c = 0; c < Format::kTileBytes; c += T::kThreads * 16) {
           const int byte = c + threadIdx.x * 16;
-          if (byte < Format::kTileBytes) ptx::cp_async<16>(stage + band * Format::kTileBytes + byte, from + byte);
+          if (byte < Format::kTileBytes) ptx::cp_async<16>(stage + band * Format::kTileBytes + byte, weights + byte);
         }
       }
     };
@@ -148,34 +164,42 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
                                                       stage + kWeightBytes, warp_p, lane);
     }
     __syncthreads();  // the stages become the staging area
-    S* partial = nullptr;
-    if (schedule.splits > 1) {
-      partial = static_cast<S*>(schedule.partial) + static_cast<int64_t>(tile.split) * e.rows * e.channels;
-    }
-    store_sums<T>(sums, shared, e, partial, tile.o * T::kChannels + warp_o, tile.p * T::kRows + warp_p, warp, lane);
+    store_sums<T>(sums, shared, e, partial, tile, warp_o, warp_p, warp, lane);
     __syncthreads();  // and stages again
   }
 }
 
-// Adds the partial sums of a split product, split by split, and finishes them; a thread takes 4 channels of a row.
-template <typename S>
-__global__ void __launch_bounds__(256) finish_kernel(const S* partial, int splits, Epilogue e) {
-  constexpr int kWidth = 4;
-  const int groups = (e.channels + kWidth - 1) / kWidth;
-  const int64_t total = static_cast<int64_t>(e.rows) * groups;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t id = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; id < total; id += step) {
-    const int row = static_cast<int>(id / groups);
-    const auto terms = channel_terms<kWidth>(e, static_cast<int>(id % groups) * kWidth);
+// Adds the partial sums of the shared tiles in the order of their blocks, and finishes them; a thread takes 4 channels
+// of a row. blocks: of the launch that left the sums.
+template <typename T, typename S>
+__global__ void __launch_bounds__(256) finish_kernel(Schedule schedule, int blocks, Epilogue e) {
+  constexpr int kWidth = 4, kGroups = T::kChannels / kWidth;
+  const int tiles = schedule.tiles_o * schedule.tiles_p - schedule.whole;
+  const int64_t steps = int64_t{tiles} * schedule.steps, total = int64_t{tiles} * T::kRows * kGroups;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t id = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; id < total; id += stride) {
+    const int which = static_cast<int>(id / (T::kRows * kGroups)), rest = static_cast<int>(id % (T::kRows * kGroups));
+    const int row = rest / kGroups, channel = rest % kGroups * kWidth;
+    const Tile tile = tile_of(schedule, schedule.whole + which);
+    const auto terms = channel_terms<kWidth>(e, tile.o * T::kChannels + channel);
+    const int p = tile.p * T::kRows + row;
+    if (p >= e.rows || terms.count <= 0) continue;
+    const int64_t begin = int64_t{which} * schedule.steps, end = begin + schedule.steps;
     S sums[kWidth] = {};
-    for (int split = 0; split < splits; ++split) {
-      const S* from = partial + (static_cast<int64_t>(split) * e.rows + row) * e.channels + terms.channel;
+    bool whole = false;  // one block made it
+    for (auto block = static_cast<int>(begin * blocks / steps); share_begin(steps, block, blocks) < end; ++block) {
+      const int64_t from = max(share_begin(steps, block, blocks), begin);
+      const int64_t to = min(share_begin(steps, block + 1, blocks), end);
+      whole = from == begin && to == end;
+      if (whole || from >= to) continue;
+      const int64_t slot = 2 * int64_t{block} + (from == begin);
+      const S* part =
+          static_cast<const S*>(schedule.partial) + slot * T::kRows * T::kChannels + row * T::kChannels + channel;
+      const auto held = *reinterpret_cast<const Pack<S, kWidth>*>(part);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        if (i < terms.count) sums[i] += from[i];
-      }
+      for (int i = 0; i < kWidth; ++i) sums[i] += held.values[i];
     }
-    finish(e, sums, row, terms);
+    if (!whole) finish(e, sums, p, terms);
   }
 }
 

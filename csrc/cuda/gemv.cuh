@@ -250,6 +250,26 @@ __global__ void __launch_bounds__(kGemvThreads, 2)
   }
 }
 
+// Adds the partial sums [splits, rows, channels], split by split, and finishes them; a thread takes 4 channels of a
+// row.
+template <typename S>
+__global__ void __launch_bounds__(256) finish_gemv_kernel(const S* partial, int splits, Epilogue e) {
+  constexpr int kWidth = 4;
+  const int groups = (e.channels + kWidth - 1) / kWidth;
+  const int id = blockIdx.x * blockDim.x + threadIdx.x, row = id / groups;
+  if (row >= e.rows) return;
+  const auto terms = channel_terms<kWidth>(e, id % groups * kWidth);
+  S sums[kWidth] = {};
+  for (int split = 0; split < splits; ++split) {
+    const S* from = partial + (int64_t{split} * e.rows + row) * e.channels + terms.channel;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      if (i < terms.count) sums[i] += from[i];
+    }
+  }
+  finish(e, sums, row, terms);
+}
+
 // x: [e.rows <= 8, k] contiguous; w: packed int8 [e.channels, k], without tile skip; workspace: what gemv_workspace
 // says, 32-byte aligned. int32 sums must not overflow.
 template <typename X>
@@ -268,7 +288,7 @@ void gemv(const X* x, int64_t k, const Weights& w, const Epilogue& e, const Gemv
          static_cast<int>(k), e, plan.splits, partial);
   if (plan.splits == 1) return;
   const int64_t groups = ceil_div(e.channels, 4) * e.rows;
-  launch(finish_kernel<S>, ceil_div(groups, 256), 256, 0, stream, static_cast<const S*>(partial), plan.splits, e);
+  launch(finish_gemv_kernel<S>, ceil_div(groups, 256), 256, 0, stream, static_cast<const S*>(partial), plan.splits, e);
 }
 
 }  // namespace torchaccel::cuda

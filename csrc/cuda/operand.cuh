@@ -114,8 +114,8 @@ template <typename Operand, int kRows, int kBytes, int kThreads, int kPiece>
 class OperandTile {
   static constexpr int kChunks = kBytes / 16;  // of a row
   static constexpr int kStep = kThreads / kChunks;
-  static constexpr int kMine = kRows > kStep ? kRows / kStep : 1;
-  static_assert(kThreads % kChunks == 0 && (kRows < kStep || kRows % kStep == 0), "threads share the rows evenly");
+  static constexpr int kMine = (kRows + kStep - 1) / kStep;
+  static_assert(kThreads % kChunks == 0, "a thread's rows share a chunk");
 
  public:
   __device__ OperandTile(const Operand& operand, int first_row, int thread)
@@ -126,12 +126,12 @@ class OperandTile {
 
   // The bytes from `k` on go to `tile`.
   __device__ void load(int k, uint8_t* tile) const {
-    if (kRows < kStep && row_ >= kRows) return;
     k += chunk_ * 16;
     if constexpr (kPiece == 16) {
       const auto place = operand_.place(k);
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
+        if (past(i)) break;
         uint8_t* to = target(tile, i);
         if (const uint8_t* from = operand_.address(rows_[i], place)) {
           ptx::cp_async<16>(to, from);
@@ -145,6 +145,7 @@ class OperandTile {
         const auto place = operand_.place(k + piece);
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
+          if (past(i)) break;
           uint8_t* to = target(tile, i) + piece;
           if (const uint8_t* from = operand_.address(rows_[i], place)) {
             ptx::cp_async<4>(to, from);
@@ -169,6 +170,7 @@ class OperandTile {
       }
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
+        if (past(i)) break;
         *reinterpret_cast<Pack<Element, 16 / kPiece>*>(target(tile, i)) = gathered[i];
       }
     }
@@ -176,6 +178,8 @@ class OperandTile {
 
  private:
   __device__ uint8_t* target(uint8_t* tile, int i) const { return tile + swizzled<kBytes>(row_ + i * kStep, chunk_); }
+  // Whether the thread has no i-th row; known to the compiler where the threads share the rows evenly.
+  __device__ bool past(int i) const { return kRows % kStep != 0 && row_ + i * kStep >= kRows; }
   __device__ static uint4 filled(uint32_t word) { return make_uint4(word, word, word, word); }
 
   const Operand& operand_;

@@ -7,10 +7,8 @@
 
 namespace torchaccel::cuda {
 
-// What was chosen for one call; `partial_bytes` of workspace are the caller's to give.
-struct Plan {
-  int tiling = -1;  // -1: no tiling fits the device
-  int splits = 1;
+// What was chosen for one call; `partial_bytes` of workspace, aligned to 16 bytes, are the caller's to give.
+struct Plan : Choice {
   int64_t partial_bytes = 0;
 };
 
@@ -23,12 +21,16 @@ struct Product {
   // steps: tiles along K, with tile skip those that a band has on average.
   static Plan plan(int64_t rows, int64_t channels, int64_t steps, const Device& device) {
     static constexpr TilingFacts facts[] = {facts_of<Tilings>()...};
-    const Choice choice = choose(facts, kTilings, rows, channels, steps, device);
-    return {choice.tiling, choice.splits, choice.splits > 1 ? choice.splits * rows * channels * int64_t{sizeof(S)} : 0};
+    Plan made{choose(facts, kTilings, rows, channels, steps, device)};
+    if (made.tiling < 0) return made;
+    const TilingFacts& t = facts[made.tiling];
+    const int64_t tiles = ceil_div(rows, t.rows) * ceil_div(channels, t.channels);
+    if (made.whole < tiles) made.partial_bytes = int64_t{2} * made.blocks * t.rows * t.channels * int64_t{sizeof(S)};
+    return made;
   }
 
-  static void run(const Plan& plan, const Weights& weights, const Operand& x, const Epilogue& e, void* partial,
-                  const Device& device, cudaStream_t stream) {
+  static void run(const Plan& plan, const Weights& weights, const Operand& x, const Epilogue& e, int64_t steps,
+                  void* partial, cudaStream_t stream) {
     int index = 0;
     const auto one = [&](auto tiling) {
       using T = decltype(tiling);
@@ -36,19 +38,17 @@ struct Product {
       Schedule s;
       s.tiles_o = static_cast<int>(ceil_div(e.channels, T::kChannels));
       s.tiles_p = static_cast<int>(ceil_div(e.rows, T::kRows));
-      s.splits = plan.splits;
+      s.whole = std::min(plan.whole, s.tiles_o * s.tiles_p);
+      s.steps = static_cast<int>(steps);
       s.partial = partial;
-      const int64_t tiles = int64_t{s.tiles_o} * s.tiles_p * s.splits;
-      const int64_t blocks = std::min(tiles, int64_t{device.multiprocessors} * T::kBlocks);
-      launch(gemm_kernel<Format, Operand, T, kPiece>, blocks, T::kThreads, shared_bytes<Format, T>(), stream, weights,
-             x, e, s);
+      launch(gemm_kernel<Format, Operand, T, kPiece>, plan.blocks, T::kThreads, shared_bytes<Format, T>(), stream,
+             weights, x, e, s);
+      const int64_t shared = int64_t{s.tiles_o} * s.tiles_p - s.whole;
+      if (shared == 0) return;
+      launch(finish_kernel<T, S>, ceil_div(shared * T::kRows * T::kChannels / 4, 256), 256, 0, stream, s, plan.blocks,
+             e);
     };
     (one(Tilings{}), ...);
-    if (plan.splits > 1) {
-      const int64_t groups = int64_t{e.rows} * ceil_div(e.channels, 4);
-      const int64_t blocks = std::min(ceil_div(groups, 256), int64_t{device.multiprocessors} * 16);
-      launch(finish_kernel<S>, blocks, 256, 0, stream, static_cast<const S*>(partial), plan.splits, e);
-    }
   }
 
  private:

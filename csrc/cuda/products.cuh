@@ -13,33 +13,43 @@ namespace torchaccel::cuda {
 using Tiling128x256 = Tiling<128, 256, 2, 4, 4, 1>;
 using Tiling128x128 = Tiling<128, 128, 2, 4, 4, 2>;
 using Tiling128x128Roomy = Tiling<128, 128, 2, 4, 3, 1>;  // 2:4 holds metadata and longer rows
-using Tiling64x256 = Tiling<64, 256, 1, 8, 3, 1>;
-using Tiling64x128 = Tiling<64, 128, 1, 4, 4, 3>;
-using Tiling64x128Roomy = Tiling<64, 128, 1, 4, 3, 2>;
+// One warp for each 32 rows: rows in small steps, lest one more costs a whole tile.
+template <int kWarps, int kStages, int kBlocks>
+using Tiling64 = Tiling<64, 32 * kWarps, 1, kWarps, kStages, kBlocks>;
 using Tiling64x64 = Tiling<64, 64, 2, 2, 4, 4>;
 using Tiling64x32 = Tiling<64, 32, 2, 2, 6, 4>;
 using Tiling64x16 = Tiling<64, 16, 2, 2, 6, 4>;
 
 template <typename X, typename Operand>
-using DenseProduct = Product<Dense<X>, Operand, 16, Tiling128x256, Tiling128x128, Tiling64x256, Tiling64x128,
-                             Tiling64x64, Tiling64x32, Tiling64x16>;
+struct DenseTilings {
+  using type = Product<Dense<X>, Operand, 16, Tiling128x256, Tiling128x128, Tiling64<8, 3, 1>, Tiling64<4, 4, 3>,
+                       Tiling64x64, Tiling64x32>;
+};
+template <typename X>
+struct DenseTilings<X, Matrix> {
+  using type = Product<Dense<X>, Matrix, 16, Tiling128x256, Tiling128x128, Tiling64<8, 4, 1>, Tiling64<7, 4, 1>,
+                       Tiling64<6, 4, 2>, Tiling64<5, 4, 2>, Tiling64<4, 4, 3>, Tiling64<3, 4, 3>, Tiling64x64,
+                       Tiling64x32, Tiling64x16>;
+};
+template <typename X, typename Operand>
+using DenseProduct = typename DenseTilings<X, Operand>::type;
 
 template <typename X, typename Operand>
-using Sparse24Product =
-    Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64x256, Tiling64x128Roomy, Tiling64x64, Tiling64x16>;
+using Sparse24Product = Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>,
+                                Tiling64x64, Tiling64x16>;
 
 // Rows of K that are no whole 16 bytes: pieces of 4 bytes or one element.
 template <typename X, typename Operand, int kPiece>
-using OddProduct = Product<Dense<X>, Operand, kPiece, Tiling64x128, Tiling64x16>;
+using OddProduct = Product<Dense<X>, Operand, kPiece, Tiling64<4, 4, 3>, Tiling64x16>;
 
 // Tile skip: each band of 64 channels has its own tiles.
 template <typename Format>
-using SkipProduct = Product<Format, Image, 16, Tiling64x256, Tiling64x128Roomy, Tiling64x64>;
+using SkipProduct = Product<Format, Image, 16, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>, Tiling64x64>;
 
 // int8 weights by halves, from the rows on that gemv.cuh leaves; pieces as above.
 template <typename X, int kPiece>
 using WeightOnlyProduct =
-    Product<WeightOnly<X>, Matrix, kPiece, Tiling64x128Roomy, Tiling64x64, Tiling64x32, Tiling64x16>;
+    Product<WeightOnly<X>, Matrix, kPiece, Tiling64<4, 3, 2>, Tiling64x64, Tiling64x32, Tiling64x16>;
 
 // One call, whatever serves it. `workspace(bytes)` gives device memory that lives until the call's work is done.
 struct Call {
@@ -50,14 +60,19 @@ struct Call {
   std::function<void*(int64_t)> workspace;
 };
 
+// Of a band along K, at least one; with skipped tiles, of an average one.
+inline int64_t steps_of(const Weights& w) {
+  return std::max<int64_t>(w.columns == nullptr ? w.k_tiles : ceil_div(w.kept, w.bands), 1);
+}
+
 template <typename P, typename Operand>
 bool run(const Call& call, const Operand& x) {
   const Weights& w = call.weights;
-  const int64_t steps = w.columns == nullptr ? w.k_tiles : ceil_div(w.kept, w.bands);
+  const int64_t steps = steps_of(w);
   const Plan plan = P::plan(x.rows, call.epilogue.channels, steps, call.device);
   if (plan.tiling < 0) return false;
   void* partial = plan.partial_bytes > 0 ? call.workspace(plan.partial_bytes) : nullptr;
-  P::run(plan, w, x, call.epilogue, partial, call.device, call.stream);
+  P::run(plan, w, x, call.epilogue, steps, partial, call.stream);
   return true;
 }
 

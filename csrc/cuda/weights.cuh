@@ -46,7 +46,7 @@ struct Dense {
 #pragma unroll
       for (int j = 0; j < kColumns / 8; j += 2) {
         const int from = column + j * 8 + lane % 8;
-        if constexpr (kColumns == 8) {
+        if (j + 1 == kColumns / 8) {
           ptx::ldmatrix_x2(b[j], x + swizzled<kBytesK>(from, 2 * step + lane / 8 % 2));
         } else {  // two fragments at once
           uint32_t pair[4];

@@ -36,7 +36,7 @@ class Epilogue(ctypes.Structure):
 
 class Case(ctypes.Structure):
     _fields_ = [
-        ("tiling", c_int), ("splits", c_int), ("is_signed", c_int), ("two_four", c_int), ("half", c_int),
+        ("tiling", c_int), ("blocks", c_int), ("whole", c_int), ("is_signed", c_int), ("two_four", c_int), ("half", c_int),
         ("multiprocessors", c_int), ("weights", Weights), ("epilogue", Epilogue), ("partial", c_void_p),
         ("x", c_void_p), ("pitch", c_int64), ("rows", c_int), ("k", c_int), ("images", c_int), ("height", c_int),
         ("width", c_int), ("channels", c_int), ("kernel", c_int * 2), ("stride", c_int * 2), ("padding", c_int * 2),
@@ -68,7 +68,8 @@ class Problem:
     two_four: bool = False
     skip: bool = False
     tiling: int = -1
-    splits: int = 1
+    blocks: int = 5
+    whole: int = 99  # tiles that one block makes; the rest is shared
     multiprocessors: int = 3
 
     @property
@@ -118,7 +119,7 @@ def _fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     """The Case of a problem, and what its kernels may touch."""
     channels, element = p.weight.shape[0], p.x.element_size()
     packed = _tiles.pack(p.weight.flatten(1), two_four=p.two_four, skip=p.skip)
-    case = Case(tiling=p.tiling, splits=p.splits, multiprocessors=p.multiprocessors)
+    case = Case(tiling=p.tiling, blocks=p.blocks, whole=p.whole, multiprocessors=p.multiprocessors)
     case.is_signed = p.x.dtype == torch.int8
     case.two_four = p.two_four
     case.half = TYPES[p.x.dtype] if p.x.dtype in (torch.float16, torch.bfloat16) else 0
@@ -151,10 +152,10 @@ def _fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     e.activation = ACTIVATIONS.index(p.activation)
     e.out, e.out_type = out.data_ptr(), TYPES[p.out_dtype]
     e.rows, e.channels, e.wide = p.rows, channels, channels % 8 == 0
-    if p.splits > 1:
-        partial = torch.empty(p.splits * p.rows * channels, dtype=torch.int32)
-        buffers["partial"] = workspace(partial)
-        case.partial = partial.data_ptr()
+    blocks = p.blocks if p.tiling >= 0 else 4 * p.multiprocessors
+    partial = torch.empty(2 * blocks * 256 * 128, dtype=torch.int32)  # of the largest tiling
+    buffers["partial"] = workspace(partial)
+    case.partial = partial.data_ptr()
     case.x = place("x", p.x)
     case.rows, case.k = p.rows, p.weight[0].numel() * element
     case.pitch = case.k if p.matrix else 0

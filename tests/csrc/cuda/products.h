@@ -7,7 +7,7 @@ namespace torchaccel::cuda {
 
 // What test_emulated_products.py fills in; the same fields in the same order.
 struct Case {
-  int tiling, splits;             // tiling -1: as the library would choose
+  int tiling, blocks, whole;  // as in Plan; tiling -1: as the library would choose
   int is_signed, two_four, half;  // half: 0 none, 1 float16, 2 bfloat16
   int multiprocessors;
   Weights weights;
@@ -23,14 +23,11 @@ struct Case {
 // The number of tilings, where `tiling` is past the last; else runs it.
 template <typename P, typename Operand>
 int run_case(const Case& c, const Operand& x) {
-  const Device device = {c.multiprocessors, 227 << 10};
   if (c.tiling >= P::kTilings) return P::kTilings;
-  Plan plan = {c.tiling, c.splits, 0};
-  if (c.tiling < 0) {
-    const int64_t steps = c.weights.columns == nullptr ? c.weights.k_tiles : ceil_div(c.weights.kept, c.weights.bands);
-    plan = P::plan(x.rows, c.epilogue.channels, steps, device);
-  }
-  P::run(plan, c.weights, x, c.epilogue, c.partial, device, nullptr);
+  const int64_t steps = steps_of(c.weights);
+  Plan plan{{c.tiling, c.blocks, c.whole, 0.0}};
+  if (c.tiling < 0) plan = P::plan(x.rows, c.epilogue.channels, steps, {c.multiprocessors, 227 << 10});
+  P::run(plan, c.weights, x, c.epilogue, steps, c.partial, nullptr);
   return P::kTilings;
 }
 

@@ -46,7 +46,9 @@ def pruned(weight: Tensor, two_four: bool, tiles: bool) -> Tensor:
 def check(kernels: Kernels, problem: Problem, machine: Machine) -> None:
     got, want = run(kernels, problem, machine), problem.want()
     differ = int((got != want).sum())
-    assert differ == 0, f"{differ} of {want.numel()} differ with tiling {problem.tiling}, splits {problem.splits}"
+    assert differ == 0, (
+        f"{differ} of {want.numel()} differ with tiling {problem.tiling}, {problem.blocks} blocks, {problem.whole} whole"
+    )
     assert kernels.bank_conflicts == 0
 
 
@@ -82,12 +84,16 @@ def test_matrix(rows: int, channels: int, k: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("splits", [2, 3, 7])
-def test_split_k(splits: int, machine: Machine) -> None:
+@pytest.mark.parametrize("blocks", [2, 3, 7, 13])
+def test_shared_tiles(blocks: int, machine: Machine) -> None:
     kernels = compiled("products_matrix")
-    for shape in ((33, 130, 448), (5, 7, 80)):  # 7 steps of K, and 2: some splits have none
-        for tiling in (1, 3, 6):
-            check(kernels, product(*shape, tiling=tiling, splits=splits), machine)
+    for shape in (
+        (33, 130, 448),
+        (5, 7, 80),
+        (150, 65, 208),
+    ):  # 7, 2 and 4 steps: some blocks have none, some many tiles
+        for tiling, whole in ((2, 0), (5, 1), (8, 2), (10, 0)):
+            check(kernels, product(*shape, tiling=tiling, blocks=blocks, whole=whole), machine)
 
 
 # images, size, C, O, kernel and the geometry: C of 16-byte, 4-byte and odd pixels, taps that straddle chunks.
@@ -127,7 +133,7 @@ def test_two_four(dtype: torch.dtype) -> None:
         problem = convolution(*sizes, dtype, zero_point=torch.tensor([5], dtype=torch.int32), two_four=True, **geometry)
         problem.weight = pruned(problem.weight, True, False)
         check_all(kernels, problem)
-    check(kernels, replace(problem, tiling=2, splits=3), MACHINES[2])
+    check(kernels, replace(problem, tiling=2, blocks=4, whole=0), MACHINES[2])
 
 
 @pytest.mark.parametrize("dtype", INT8)
@@ -137,7 +143,7 @@ def test_skipped_tiles(two_four: bool, dtype: torch.dtype) -> None:
         problem = convolution(*sizes, dtype, two_four=two_four, skip=True, **geometry)
         problem.weight = pruned(problem.weight, two_four, True)
         check_all(compiled("products_skip"), problem)
-        check(compiled("products_skip"), replace(problem, tiling=1, splits=2), MACHINES[1])
+        check(compiled("products_skip"), replace(problem, tiling=1, blocks=3, whole=0), MACHINES[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -164,8 +170,8 @@ def test_halves(two_four: bool, skip: bool, dtype: torch.dtype) -> None:
             torch.finfo(dtype).eps * exact.abs() + 4 * torch.finfo(torch.float32).eps * weight[0].numel() ** 0.5 * bound
         )
         for tiling in range(tilings(kernels, problem)):
-            for splits in (1, 2):
-                got = run(kernels, replace(problem, tiling=tiling, splits=splits), MACHINES[(tiling + splits) % 3])
+            for whole in (0, 99):
+                got = run(kernels, replace(problem, tiling=tiling, whole=whole), MACHINES[(tiling + whole) % 3])
                 assert ((got.double() - exact).abs() <= limit).all() and kernels.bank_conflicts == 0
 
 
@@ -180,8 +186,8 @@ def test_weight_only(rows: int, channels: int, k: int, dtype: torch.dtype) -> No
     bound = a.abs() @ b.abs().t() * problem.scale_b + problem.bias.abs()
     limit = torch.finfo(dtype).eps * exact.abs() + 4 * torch.finfo(torch.float32).eps * k**0.5 * bound
     for tiling in range(tilings(kernels, problem)):
-        for splits in (1, 2):
-            got = run(kernels, replace(problem, tiling=tiling, splits=splits), MACHINES[(tiling + splits) % 3])
+        for whole in (0, 99):
+            got = run(kernels, replace(problem, tiling=tiling, whole=whole), MACHINES[(tiling + whole) % 3])
             assert ((got.double() - exact).abs() <= limit).all()
 
 
@@ -196,7 +202,7 @@ def test_epilogue(activation: str, out_dtype: torch.dtype) -> None:
         (40, torch.uint8),
         (64, torch.bfloat16),
     ):
-        problem = product(21, channels, 64, torch.uint8, activation=activation, out_dtype=out_dtype, tiling=4)
+        problem = product(21, channels, 64, torch.uint8, activation=activation, out_dtype=out_dtype, tiling=7)
         problem.scale_a, problem.scale_b = floats(1).abs() * 1e-3, floats(channels, seed=1).abs()
         problem.zero_point = torch.tensor([31], dtype=torch.int32)
         problem.bias = floats(channels, seed=2)
@@ -235,4 +241,4 @@ def test_nan_and_infinities_reach_the_output() -> None:
 def test_the_library_chooses_for_every_number_of_rows() -> None:
     kernels = compiled("products_matrix")
     for rows in (1, 2, 9, 16, 31, 64, 65, 100):
-        check(kernels, product(rows, 129, 512, splits=16), MACHINES[rows % 3])
+        check(kernels, product(rows, 129, 512), MACHINES[rows % 3])
