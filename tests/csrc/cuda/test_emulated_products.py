@@ -47,7 +47,7 @@ def check(kernels: Kernels, problem: Problem, machine: Machine) -> None:
     got, want = run(kernels, problem, machine), problem.want()
     differ = int((got != want).sum())
     assert differ == 0, (
-        f"{differ} of {want.numel()} differ with tiling {problem.tiling}, {problem.blocks} blocks, {problem.whole} whole"
+        f"{differ} of {want.numel()} differ: tiling {problem.tiling}, {problem.blocks} blocks, {problem.whole} whole"
     )
     assert kernels.bank_conflicts == 0
 

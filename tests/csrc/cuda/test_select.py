@@ -1,4 +1,4 @@
-"""The choice of a tiling: it fits the device, and the cost model has no cliff between one number of rows and the next."""
+"""The choice of a tiling: it fits the device, and one more row never costs much more by the cost model."""
 
 from __future__ import annotations
 
