@@ -36,11 +36,12 @@ class Epilogue(ctypes.Structure):
 
 class Case(ctypes.Structure):
     _fields_ = [
-        ("tiling", c_int), ("blocks", c_int), ("whole", c_int), ("is_signed", c_int), ("two_four", c_int),
-        ("half", c_int), ("multiprocessors", c_int), ("weights", Weights), ("epilogue", Epilogue),
-        ("partial", c_void_p), ("x", c_void_p), ("pitch", c_int64), ("rows", c_int), ("k", c_int), ("images", c_int), ("height", c_int),
-        ("width", c_int), ("channels", c_int), ("kernel", c_int * 2), ("stride", c_int * 2), ("padding", c_int * 2),
-        ("dilation", c_int * 2), ("out", c_int * 2),
+        ("tiling", c_int), ("blocks", c_int), ("whole", c_int),
+        ("is_signed", c_int), ("two_four", c_int), ("half", c_int),
+        ("multiprocessors", c_int), ("weights", Weights), ("epilogue", Epilogue), ("partial", c_void_p),
+        ("x", c_void_p), ("pitch", c_int64), ("rows", c_int), ("k", c_int),
+        ("images", c_int), ("height", c_int), ("width", c_int), ("channels", c_int),
+        ("kernel", c_int * 2), ("stride", c_int * 2), ("padding", c_int * 2), ("dilation", c_int * 2), ("out", c_int * 2),
     ]  # fmt: skip
 
 
