@@ -41,7 +41,8 @@ class Case(ctypes.Structure):
         ("multiprocessors", c_int), ("weights", Weights), ("epilogue", Epilogue), ("partial", c_void_p),
         ("x", c_void_p), ("pitch", c_int64), ("rows", c_int), ("k", c_int),
         ("images", c_int), ("height", c_int), ("width", c_int), ("channels", c_int),
-        ("kernel", c_int * 2), ("stride", c_int * 2), ("padding", c_int * 2), ("dilation", c_int * 2), ("out", c_int * 2),
+        ("kernel", c_int * 2), ("stride", c_int * 2), ("padding", c_int * 2), ("dilation", c_int * 2),
+        ("out", c_int * 2),
     ]  # fmt: skip
 
 
