@@ -86,6 +86,16 @@ def test_any_address(kernels: Kernels, offset: int) -> None:
             check(kernels, x.view(3, 128), weight[:128], bias[:128], True, torch.int8)
 
 
+def test_an_output_at_any_address(kernels: Kernels) -> None:
+    x, step = sample(3, 128), torch.tensor([0.05])
+    want = _static_reference(x, None, None, 1e-5, True, step, None, torch.int8)
+    for machine in MACHINES:
+        q = torch.empty(385, dtype=torch.int8)[1:].view(3, 128)
+        given = x, None, None, 1e-5, 1, step, None, output(q), None, None, 3, 128
+        kernels.run("norm_quantize", b"f", b"s", *given, machine=machine)
+        assert (q.int() - want.int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("k", [12, 130, 1030])
 def test_special_values(kernels: Kernels, k: int, centred: bool) -> None:
