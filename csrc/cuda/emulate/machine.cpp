@@ -96,6 +96,11 @@ Fiber& self() { return machine.fibers[running.thread]; }
 // Gives way until somebody has made the fiber ready.
 void give_way() { emulate_switch(&self().stack, machine.scheduler); }
 
+// Of the warp that begins with thread `first`.
+uint32_t lanes_from(int first) {
+  return machine.threads - first >= kWarp ? ~0u : (1u << (machine.threads - first)) - 1;
+}
+
 void make_ready(int warp, uint32_t lanes) {
   machine.warps[warp].ready |= lanes;
   for (; lanes != 0; lanes &= lanes - 1) machine.fibers[warp * kWarp + __builtin_ctz(lanes)].state = Fiber::kReady;
@@ -173,7 +178,7 @@ void run_block() {
     fiber.stack = top - 6;
   }
   for (int i = 0; i < m.threads; i += kWarp) {
-    m.warps[i / kWarp] = {m.threads - i >= kWarp ? ~0u : (1u << (m.threads - i)) - 1, 0, nullptr};
+    m.warps[i / kWarp] = {lanes_from(i), 0, nullptr};
   }
   for (int thread = next(); thread >= 0 && m.report.empty(); thread = next()) {
     m.warps[thread / kWarp].ready &= ~(1u << thread % kWarp);
@@ -274,19 +279,16 @@ void barrier() {
   Fiber& fiber = self();
   fiber.at = __builtin_return_address(0);
   if (machine.done > 0) fail(fiber.at, "waits at a barrier to which %d ended threads never come", machine.done);
-  if (++machine.at_barrier < machine.threads) {
-    fiber.state = Fiber::kAtBarrier;
-    return give_way();
-  }
+  fiber.state = Fiber::kAtBarrier;
+  if (++machine.at_barrier < machine.threads) return give_way();
   machine.at_barrier = 0;
   Clock& clock = running.clock;
   clock.barrier = ++clock.now;
   for (int i = 0; i < machine.threads; i += kWarp) {
     clock.warp[i / kWarp] = clock.now;
-    uint32_t lanes = machine.threads - i >= kWarp ? ~0u : (1u << (machine.threads - i)) - 1;
-    if (running.thread / kWarp == i / kWarp) lanes &= ~(1u << running.thread % kWarp);
-    make_ready(i / kWarp, lanes);
+    make_ready(i / kWarp, lanes_from(i));
   }
+  give_way();
 }
 
 void collective(const Collective& what, void* given) {
@@ -300,15 +302,14 @@ void collective(const Collective& what, void* given) {
     fail(fiber.at, "comes to %s while other lanes of its warp wait at %s", what.name, warp.what->name);
   }
   warp.arrived |= 1u << running.thread % kWarp;
-  if (warp.arrived != ~0u) {
-    fiber.state = Fiber::kAtCollective;
-    return give_way();
-  }
+  fiber.state = Fiber::kAtCollective;
+  if (warp.arrived != ~0u) return give_way();
   void* lanes[kWarp];
   for (int i = 0; i < kWarp; ++i) lanes[i] = machine.fibers[first + i].given;
   what.run(lanes);
   warp.arrived = 0;
-  make_ready(number, ~(1u << running.thread % kWarp));
+  make_ready(number, ~0u);
+  give_way();
 }
 
 void sync_warp() {
