@@ -214,6 +214,14 @@ def test_int8_module_says_why_not(module: nn.Module, config: object, pattern: st
         int8_module(module, config, None, pattern)
 
 
+def test_what_the_kernel_of_the_device_does_not_take_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Int8Conv2d, "limits", lambda self, device: f"{self.groups} groups" if self.groups > 1 else None)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2))
+    done = quantize_(model, Int8Dynamic())
+    assert done.swapped == {"0": "Int8Conv2d"} and done.kept == {"1": "2 groups"}
+    assert type(model[1]) is nn.Conv2d
+
+
 def test_int8_module_uses_the_range_for_static_alone() -> None:
     given = InputRange(0.1, 3)
     assert int8_module(nn.Linear(4, 4), Int8Static(), given).input_range().zero_point == 3

@@ -49,7 +49,7 @@ def why_no_gain(packed: Tensor | None, tile_columns: Tensor | None) -> str | Non
     """Why a CUDA kernel takes as long for these pruned weights as for dense ones, or None; None on a CPU as well."""
     if packed is None or tile_columns is not None or _tiles.holds_two_four(packed):
         return None
-    return "its zeros leave no tile of 64 x 64 empty and are not 2:4, which is what the CUDA kernels skip"
+    return "its zeros leave no tile of 64 x 64 empty and are not 2:4, which is what CUDA kernels skip"
 
 
 def check_state(owner: str, state: dict[str, Tensor], width: int) -> None:

@@ -129,7 +129,7 @@ class Int8Module(RangedModule):
 
     def is_two_four(self) -> bool:
         """Whether the weight is packed as 2:4, so that the kernel takes half the products."""
-        return _tiles.holds_two_four(self.packed) if self._device().type == "cuda" else False
+        return _tiles.wanted(self.op, self._device()) and _tiles.holds_two_four(self.packed)
 
     def _refuse_int8(self, x: Tensor) -> None:
         if x.dtype in _check.INT8:

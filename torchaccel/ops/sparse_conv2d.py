@@ -56,13 +56,18 @@ define(
 )
 
 
+def _refused(dtype: torch.dtype, in_channels: int) -> str | None:
+    """What the CUDA kernel does not take, or None."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the CUDA kernel takes torch.float16 and torch.bfloat16, not {dtype}"
+    if in_channels % 8:
+        return f"the CUDA kernel takes input channels in multiples of 8, not {in_channels}"
+    return None
+
+
 def supports(device: torch.device, *, dtype: torch.dtype, in_channels: int) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
-    if device.type == "cuda" and dtype not in (torch.float16, torch.bfloat16):
-        return f"the CUDA kernel takes torch.float16 and torch.bfloat16, not {dtype}"
-    if device.type == "cuda" and in_channels % 8:
-        return f"the CUDA kernel takes input channels in multiples of 8, not {in_channels}"
-    return too_old(device)
+    return None if device.type != "cuda" else _refused(dtype, in_channels) or too_old(device)
 
 
 def pack_sparse(
@@ -77,8 +82,7 @@ def pack_sparse(
     Returns:
         What the arguments `packed`, `tile_columns` and `tile_offsets` take, or None where no kernel wants it.
     """
-    unfit = supports(values.device, dtype=values.dtype, in_channels=in_channels)
-    if unfit is not None or not _tiles.wanted(OP, values.device):
+    if _refused(values.dtype, in_channels) is not None or not _tiles.wanted(OP, values.device):
         return None
     return _tiles.pack(blocks.to_matrix(values, columns, row_offsets, kernel_size[0] * kernel_size[1] * in_channels))
 
