@@ -20,7 +20,8 @@ from setuptools import Command, Extension
 from setuptools.command.build import build as _build
 
 MODES = ("auto", "cpu", "cuda", "none")
-ARCHITECTURES = "8.0;8.9+PTX;9.0a"  # PTX goes with 8.9: that of 9.0a would not run on later devices
+# Code for 8.0 runs on 8.6 and 8.9 as well. PTX goes with it: that of 9.0a would not run on later devices.
+ARCHITECTURES = "8.0+PTX;9.0a"
 INFO = "_build_info.json"
 _STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 # A JPEG library without this function is not libjpeg-turbo.
