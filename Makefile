@@ -41,6 +41,7 @@ cuda-vectors: $(CUDA_VECTORS)
 
 # The machine code: matrix instructions, wide loads, no spills.
 sass: cuda .venv/.installed
+	@touch $(CUDA_LIBRARY) $(CUDA_VECTORS) # as new as their sources, also where nothing had to be linked
 	python -m pytest tests/csrc/cuda/test_sass.py $(ARGS)
 
 # On a machine with a GPU; .venv's Python where there is one, else PYTHON, which then needs a torch with CUDA.

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 import sass
 
 ROOT = Path(__file__).parents[3]
@@ -18,9 +19,10 @@ ARCHITECTURES = {"sm_80", "sm_90a"}
 
 @dataclass(frozen=True)
 class Rule:
-    """What kernels whose name starts so must hold: opcodes anywhere, opcodes in the loop around the products.
+    """What kernels of such a name must hold: opcodes anywhere, opcodes in the loop around the products.
 
-    `stack` is the budget for spills and local arrays, in bytes a thread.
+    `stack` is the budget for spills and local arrays, in bytes a thread. The first rule whose pattern is found in a
+    kernel's name is the kernel's; each kernel needs one.
     """
 
     kernels: str
@@ -30,10 +32,36 @@ class Rule:
     stack: int = 0
 
 
-# The first rule whose pattern is found in a kernel's name is the kernel's; each kernel needs one.
+_LOOP = (r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128")  # what a step of the main loop reads by
+_INT8 = r"(un)?signed char"
+_HALF = r"(__half|__nv_bfloat16)"
+
+
+def products(
+    format: str, instruction: str, lacks: tuple[str, ...] = (), stack: int = 0, odd: bool = False
+) -> tuple[Rule, ...]:
+    """gemm_kernel over a format of weights; with `odd` also for x in pieces of less than 16 bytes."""
+    kernel, loop = rf"gemm_kernel<torchaccel::cuda::{format}.*Tiling<.*>", (instruction, *_LOOP)
+    made = Rule(rf"{kernel}, 16>", in_main_loop=loop, lacks=lacks, stack=stack)
+    # Pieces of one byte keep more addresses than there are registers.
+    return (made, Rule(rf"{kernel}, [1248]>", in_main_loop=loop, lacks=lacks, stack=64)) if odd else (made,)
+
+
 RULES = (
+    *products(rf"Dense<{_INT8}>", r"IMMA\.16832\.S8", lacks=(r"IMMA\.SP", r"HMMA\.1"), odd=True),
+    *products(rf"Sparse24<{_INT8}>", r"IMMA\.SP\.16864\.S8", lacks=(r"IMMA\.1",)),
+    *products(rf"Sparse24<{_HALF}>", r"HMMA\.SP\.16832\.F32", lacks=(r"HMMA\.1",), stack=8),
+    *products(rf"Dense<{_HALF}>", r"HMMA\.16816\.F32", lacks=(r"HMMA\.SP",)),
+    *products(rf"WeightOnly<{_HALF}>", r"HMMA\.16816\.F32", lacks=(r"HMMA\.SP",), odd=True),
+    Rule(rf"gemv_kernel<{_INT8}", in_main_loop=(r"IMMA\.16832\.S8", _LOOP[1])),
+    Rule(r"gemv_kernel<(float|__half|__nv_bfloat16)", in_main_loop=(r"HMMA\.16816\.F32", r"PRMT", _LOOP[1])),
+    Rule(r"finish_(gemv_)?kernel<"),
+    Rule(r"norm_quantize_kernel<.*, (32|256), [1-9]\d*, [48]>", has=(r"LDG\.E\.128",)),
+    Rule(r"norm_quantize_kernel<"),  # what does not fit registers, or is not aligned
+    Rule(r"add_kernel\("),
+    Rule(r"(max|avg)_pool_kernel<"),
     Rule(r"quantize_rows_kernel<.*, (32|256), [1-9]\d*, \d+>", has=(r"LDG\.E\.128",), lacks=(r"LDG\.E\.U16",)),
-    Rule(r"quantize_rows_kernel<.*, 0, \d+>"),  # what does not fit registers, or is not aligned
+    Rule(r"quantize_rows_kernel<.*, 0, \d+>"),  # likewise
     Rule(r"quantize_tensor_kernel<.*, (4|8)>", has=(r"LDG\.E\.128",)),
     Rule(r"quantize_tensor_kernel<.*, 1>"),
 )
@@ -59,8 +87,10 @@ VECTOR_RULES = (
 
 @cache
 def compiled(library: Path) -> list[sass.Kernel]:
-    if not library.exists():
-        pytest.skip(f"{library.name} is not built; `make sass` builds it, which needs nvcc, and runs this test")
+    sources = [*ROOT.glob("csrc/cuda/*.cu*"), *ROOT.glob("tests/csrc/cuda/*.cu*")]
+    newest = max(path.stat().st_mtime for path in sources)
+    if not library.exists() or library.stat().st_mtime < newest:
+        pytest.skip(f"{library.name} is not built from these sources; `make sass` builds it (with nvcc) and tests it")
     return sass.kernels(library)
 
 
