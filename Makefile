@@ -59,8 +59,7 @@ clean:
 $(CUDA_VECTORS): tests/csrc/cuda/ptx_vectors.cu tests/csrc/cuda/ptx_vectors.cuh csrc/cuda/ptx.cuh csrc/cuda/launch.cuh
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O3 -shared -Xcompiler=-fPIC,-fvisibility=hidden -cudart static -Icsrc/cuda \
-	  -gencode arch=compute_80,code=sm_80 -gencode 'arch=compute_89,code=[sm_89,compute_89]' \
-	  -gencode arch=compute_90a,code=sm_90a $< -o $@
+	  -gencode 'arch=compute_80,code=[sm_80,compute_80]' -gencode arch=compute_90a,code=sm_90a $< -o $@
 
 # Stamps: a second call does only what a change asks for.
 .venv/.created:
