@@ -39,7 +39,7 @@ from mutants_operators import Mutant, mutants
 
 SURVIVORS = Path(__file__).with_name("mutants_survivors.json")
 LEAST = 0.9  # of a file's mutants, killed
-CPU_SECONDS = 20  # of a mutant's run, which takes one when all is well
+CPU_SECONDS = 8  # of a mutant's run, which takes half of one when all is well
 OUT_OF_TIME = (signal.SIGXCPU, signal.SIGKILL)
 KINDS = ("result", "race", "bounds", "conflict", "crash", "time-out")
 PRODUCTS = (battery.matrix, battery.image, battery.two_four, battery.halves, battery.pieces)
@@ -97,7 +97,7 @@ prepared = cache(lambda make: make())
 @cache
 def lines_of(make: Callable[[], Part], csrc: Path) -> set[tuple[str, int]]:
     """The lines that have machine code in a part."""
-    library = harness.compiled(prepared(make).shim, csrc).path
+    library = prepared(make).compiled(csrc).path
     command = ["objdump", "--dwarf=decodedline", str(library)]
     found = re.findall(r"^(\S+)\s+(\d+)\s+0x", subprocess.run(command, capture_output=True, text=True).stdout, re.M)
     return {(Path(file).name, int(line)) for file, line in found}
@@ -121,7 +121,7 @@ def trial(mutant: Mutant, csrc: Path) -> tuple[str, str]:
         harness.CACHE = folder / "build"
         for part in parts:
             try:
-                kernels = harness.compiled(part.shim, folder / "cuda")
+                kernels = part.compiled(folder / "cuda")
             except AssertionError as error:
                 return "compile", str(error).split("error: ")[-1].split("\n")[0]
             try:
@@ -225,7 +225,7 @@ def main() -> int:
         if options.sample:
             chosen = spread(chosen, options.sample)
         for make in dict.fromkeys(make for file in options.files for make in SOURCES[file].parts):
-            prepared(make).check(harness.compiled(prepared(make).shim, csrc))  # what is not changed lives
+            prepared(make).check(prepared(make).compiled(csrc))  # what is not changed lives
             lines_of(make, csrc)
         verdicts = {}
         start = time.monotonic()
