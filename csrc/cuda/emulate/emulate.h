@@ -3,22 +3,24 @@
 //
 // Threads of a block are fibers of one OS thread, blocks run in turn; the order of both is forward, reversed or random.
 // Kernels are compiled with -fsanitize=thread, but hooks.cpp takes the place of the sanitizer's library: every load and
-// store of every fiber comes by with its address before it happens. So are reported, as `emulate_report`, and the
-// launch is abandoned at:
+// store of every fiber comes by with its address before it happens. The launch is abandoned, and `emulate_report` says
+// why and where, at:
 //   global memory: accesses outside of the registered buffers, writes to inputs, outputs written twice or read,
 //     workspaces read before they are written, or written and read (or written) by threads that nothing orders
-//   shared memory: accesses outside of what the launch asked for; reads of bytes that the block never wrote; two
-//   threads
-//     at one byte, one of them writing, without a barrier between them
+//   shared memory, poisoned before each block: accesses outside of what the launch asked for; reads of bytes that the
+//     block never wrote; two threads at one byte, one of them writing, without a barrier between them
 //   cp.async: any access to bytes under way; copies not waited for. They land in the issuer's wait and no sooner, or,
-//   in
-//     the other mode, at once, so that what lands too early is overwritten and shows in the results
-//   addresses that are not aligned; divergent collectives and barriers; deadlocks; sparse metadata out of order
+//     in the other mode, at once
+//   addresses that are not aligned; divergent collectives and barriers; deadlocks; sparse metadata out of order;
+//     overflows, shifts and array indices out of range; endless loops
 // __syncthreads and __syncwarp order memory, shuffles and other collectives do not.
 //
 // To test a kernel: write tests/csrc/cuda/X.cpp, extern "C" functions over the host functions of X.cuh (integers as
 // int64_t, floats as float), and call them from a test by harness.py, which compiles them and has the details.
 // quantize_int8.cpp and test_emulated_quantize_int8.py show how.
+//
+// Not emulated: atomics and any order between blocks of one launch, partial warp masks, which instruction lanes meet at
+// (only its kind is compared), bank conflicts other than ldmatrix's, caches, time.
 #pragma once
 
 #include <cstddef>

@@ -78,7 +78,6 @@ struct Machine {
   void* scheduler = nullptr;
   int threads = 0, at_barrier = 0, done = 0;
   void (*body)(const void*) = nullptr;
-  const char* kernel = "";
   std::string kernel_name;
 
   Order order = kForward;
@@ -149,9 +148,10 @@ int next() {
 
 void report_deadlock() {
   const Fiber *barrier = nullptr, *collective = nullptr;
-  for (const Fiber& fiber : machine.fibers) {
-    if (fiber.state == Fiber::kAtBarrier && barrier == nullptr) barrier = &fiber;
-    if (fiber.state == Fiber::kAtCollective && collective == nullptr) collective = &fiber;
+  for (int i = 0; i < machine.threads; ++i) {
+    const Fiber* fiber = &machine.fibers[i];
+    if (fiber->state == Fiber::kAtBarrier && barrier == nullptr) barrier = fiber;
+    if (fiber->state == Fiber::kAtCollective && collective == nullptr) collective = fiber;
   }
   const Fiber* const stuck = collective != nullptr ? collective : barrier;
   running.thread = static_cast<int>(stuck - machine.fibers);

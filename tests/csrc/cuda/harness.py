@@ -4,12 +4,13 @@
     for machine in MACHINES:
         kernels.run("quantize_tensor", b"f", x, output(q), scale, None, x.numel(), machine=machine)
 
-Arguments become what C takes: a tensor its pointer, as an input, which nobody may write; `output(tensor)` must be
-written, each byte exactly once, and never read; `workspace(tensor)` is written before it is read; None is a null
-pointer, an int an int64_t, a float a float, a byte a char, a str a char*; what is of ctypes stays. Tensors whose
-pointers are in structures are given by `buffers`, a name for each. Tensors must be dense and on the CPU; their
-addresses are what the kernel sees, so views test alignment. Each is known to the machine by its place ("argument 3").
-What the machine reports is raised as AssertionError with the line of the kernel.
+Arguments become what C takes: a tensor the pointer to a copy that lies `apart`, an input, which nobody may write;
+`output(tensor)` must be written, each byte exactly once, and never read; `workspace(tensor)` is written before it is
+read; None is a null pointer, an int an int64_t, a float a float, a byte a char, a str a char*; what is of ctypes stays.
+Tensors whose pointers are in structures are given by `buffers`, a name for each; let inputs among them lie `apart`.
+Tensors must be dense and on the CPU; their addresses modulo 256 are what the kernel sees, so views test alignment. Each
+is known to the machine by its place ("argument 3"). What the machine reports is raised as AssertionError with the line
+of the kernel.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +72,19 @@ def workspace(tensor: Tensor) -> Buffer:
     return Buffer(tensor, 2)
 
 
+def apart(tensor: Tensor) -> Tensor:
+    """A copy at the same address modulo 256, with 64 KB to either side that belong to nobody.
+
+    What a kernel reads past its end is then no other buffer's, and reported.
+    """
+    assert _dense(tensor)
+    size, margin = tensor.numel() * tensor.element_size(), 64 << 10
+    memory = torch.empty(size + 2 * margin + 256, dtype=torch.uint8)
+    start = margin + (tensor.data_ptr() - memory.data_ptr() - margin) % 256
+    flat = memory[start : start + size].view(tensor.dtype)
+    return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset()).copy_(tensor)
+
+
 Argument = Tensor | Buffer | int | float | bytes | str | ctypes.Structure | ctypes.Array | None
 
 
@@ -95,7 +110,8 @@ class Kernels:
         self.library.emulate_begin(*map(ctypes.c_int64, (order, machine.seed, machine.early_copies, machine.accesses)))
         for name, buffer in (buffers or {}).items():
             self._register(name, buffer)
-        getattr(self.library, function)(*[self._passed(i, each) for i, each in enumerate(arguments)])
+        kept = [apart(each) if isinstance(each, Tensor) else each for each in arguments]
+        getattr(self.library, function)(*[self._passed(i, each) for i, each in enumerate(kept)])
         report = self.library.emulate_report().decode()
         assert not report, f"{function} on {machine}: {self._with_lines(report)}"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import MACHINES, ROOT, Kernels, Machine, compiled, output, workspace
+from harness import MACHINES, ROOT, Kernels, Machine, apart, compiled, output, workspace
 
 UNWRITTEN = "shared byte .*, which nobody wrote"
 UNORDERED = "with no barrier since"
@@ -138,6 +138,14 @@ def test_a_report_names_the_line() -> None:
         run(compiled("sins_global"), "input_written", True, MACHINES[0])
     file, line = re.search(r"at (tests/csrc/cuda/sins_global.cpp):(\d+)", str(raised.value)).groups()
     assert "const_cast<int*>(m.in)" in (ROOT / file).read_text().splitlines()[int(line) - 1]
+
+
+def test_what_lies_apart_keeps_its_values_and_alignment() -> None:
+    memory = torch.arange(300, dtype=torch.int16)
+    for tensor in (memory[3:], memory[:24].view(4, 6).T, memory[:0], torch.tensor([True, False])):
+        copy = apart(tensor)
+        assert torch.equal(copy, tensor) and copy.stride() == tensor.stride()
+        assert tensor.numel() == 0 or (copy.data_ptr() - tensor.data_ptr()) % 256 == 0
 
 
 def test_conversions_of_half_types_round_to_even() -> None:
