@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from harness import MACHINES, Kernels, compiled, output
 from torch import Tensor
 
+from harness import MACHINES, Kernels, compiled, output
 from torchaccel.ops.quantize_int8 import _dynamic_reference, _static_reference
 
 SOURCES = {torch.float32: b"f", torch.float16: b"h", torch.bfloat16: b"b"}
