@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness import Buffer, Kernels, Machine, output, workspace
+from harness import Buffer, Kernels, Machine, apart, output, workspace
 from torchaccel.ops import _tiles
 from torchaccel.ops.int8_conv2d import reference
 
@@ -130,7 +130,7 @@ def _fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     def place(name: str, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        buffers[name] = tensor if name == "x" else tensor.contiguous()
+        buffers[name] = apart(tensor if name == "x" else tensor.contiguous())
         return buffers[name].data_ptr()
 
     w = case.weights
