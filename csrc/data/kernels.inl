@@ -1,17 +1,14 @@
 // The inner loops in plain C++ and GCC's vectors. Include inside a namespace of its own; no std templates here, since
 // the linker could pick a copy compiled for a newer processor.
 
-static void across(const uint8_t* row, const Weights& weights, int channels, uint8_t* out);  // the includer's
+// The includer's:
+static void across(const uint8_t* row, const Weights& weights, int channels, uint8_t* out);
+static void down(const uint8_t* const* rows, const int32_t* weight, int count, int bytes, uint8_t* out);
 
 typedef int32_t Lanes __attribute__((vector_size(16)));  // the channels of a pixel, and what lies behind them
 typedef uint8_t Bytes __attribute__((vector_size(4)));
 
 constexpr int32_t kHalf = 1 << (kWeightBits - 1);
-
-static inline uint8_t clip(int32_t sum) {
-  sum >>= kWeightBits;
-  return static_cast<uint8_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-}
 
 template <int kChannels>
 static void across_pixels(const uint8_t* row, const Weights& weights, uint8_t* out) {
@@ -32,23 +29,13 @@ static void across_pixels(const uint8_t* row, const Weights& weights, uint8_t* o
   }
 }
 
-static void down(const uint8_t* const* rows, const int32_t* weight, int count, int bytes, uint8_t* out) {
-  constexpr int kBlock = 32;
-  int i = 0;
-  for (; i + kBlock <= bytes; i += kBlock) {
-    int32_t sum[kBlock];
-    for (int j = 0; j < kBlock; ++j) sum[j] = kHalf;
-    for (int k = 0; k < count; ++k) {
-      const uint8_t* row = rows[k] + i;
-      const int32_t w = weight[k];
-      for (int j = 0; j < kBlock; ++j) sum[j] += row[j] * w;
-    }
-    for (int j = 0; j < kBlock; ++j) out[i + j] = clip(sum[j]);
-  }
+// Outputs from `i` on.
+static void down_from(int i, const uint8_t* const* rows, const int32_t* weight, int count, int bytes, uint8_t* out) {
   for (; i < bytes; ++i) {
     int32_t sum = kHalf;
     for (int k = 0; k < count; ++k) sum += rows[k][i] * weight[k];
-    out[i] = clip(sum);
+    sum >>= kWeightBits;
+    out[i] = static_cast<uint8_t>(sum > 255 ? 255 : sum);
   }
 }
 

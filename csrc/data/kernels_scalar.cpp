@@ -7,6 +7,23 @@ static constexpr const char* kName = "scalar";
 static void across(const uint8_t* row, const Weights& weights, int channels, uint8_t* out) {
   channels == 3 ? across_pixels<3>(row, weights, out) : across_pixels<1>(row, weights, out);
 }
+
+static void down(const uint8_t* const* rows, const int32_t* weight, int count, int bytes, uint8_t* out) {
+  constexpr int kBlock = 32;
+  int i = 0;
+  for (; i + kBlock <= bytes; i += kBlock) {
+    int32_t sum[kBlock];
+    for (int j = 0; j < kBlock; ++j) sum[j] = kHalf;
+    for (int k = 0; k < count; ++k) {
+      for (int j = 0; j < kBlock; ++j) sum[j] += rows[k][i + j] * weight[k];
+    }
+    for (int j = 0; j < kBlock; ++j) {
+      sum[j] >>= kWeightBits;
+      out[i + j] = static_cast<uint8_t>(sum[j] > 255 ? 255 : sum[j]);
+    }
+  }
+  down_from(i, rows, weight, count, bytes, out);
+}
 }  // namespace torchaccel::data::scalar
 
 namespace torchaccel::data {
