@@ -122,7 +122,8 @@ def build_report(evidence: Evidence) -> Report:
 
 def _gone_back(choice: Choice, original: nn.Module) -> Choice:
     """A layer of the dense form, neither pruned nor quantized, that is returned in place of the optimized model."""
-    weight = getattr(original.get_submodule(choice.name), "weight", None)
+    # What the graph made a module of, a mean for one, is none in the original.
+    weight = getattr(dict(original.named_modules()).get(choice.name), "weight", None)
     if isinstance(weight, torch.Tensor):
         choice = replace(choice, sparsity=sparsity_of(weight))
     if choice.chosen == "dense float":
