@@ -13,11 +13,10 @@ constexpr int kAddThreads = 256;
 constexpr int kAddWidth = 16;
 constexpr int kAddRow = kAddThreads * kAddWidth;  // elements of a block, a row to the epilogue
 
-// a, b (e.residual), out: n elements; e.wide: they start at whole vectors.
+// a, b (e.residual), out: n elements, none for the last threads of the last block; e.wide: they start at whole vectors.
 __global__ void __launch_bounds__(kAddThreads) add_kernel(Type type, const void* a, int64_t n, Epilogue e) {
   const int row = static_cast<int>(blockIdx.x), channel = static_cast<int>(threadIdx.x) * kAddWidth;
   const int64_t index = static_cast<int64_t>(row) * kAddRow + channel;
-  if (index >= n) return;
   ChannelTerms<kAddWidth> c;
   c.channel = channel;
   c.count = n - index < kAddWidth ? static_cast<int>(n - index) : kAddWidth;

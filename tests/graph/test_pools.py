@@ -22,6 +22,7 @@ from torchaccel.graph.connect import assemble, disconnect
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.graph.trace import module_of
 from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8Conv2d, Int8MaxPool2d
+from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.workflow.candidates import candidates
 
 IMAGES = (2, 3, 33, 31)
@@ -75,6 +76,7 @@ def test_a_resnet_is_int8_from_stem_to_head(block, tmp_path: Path) -> None:
     assert seen["maxpool"] == seen["avgpool"] == (torch.uint8, torch.uint8)
     assert [name for name, (_, out) in seen.items() if out == torch.float32] == ["fc"]
     assert [name for name, (given, _) in seen.items() if given == torch.float32] == ["conv1"]
+    assert not any(isinstance(module, QuantizeInt8) for module in fast.modules())
     floats = assemble(prepared.dense, {name: m for name, m in chosen.items() if name not in prepared.pools})
     assert dtypes(floats, x)["maxpool"] == (torch.float32, torch.float32)
     with torch.no_grad():

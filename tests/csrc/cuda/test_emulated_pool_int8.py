@@ -128,14 +128,20 @@ def test_pooling_at_any_address(kernels: Kernels, offset: int) -> None:
 
 
 def check_add(
-    kernels: Kernels, a: Tensor, b: Tensor, out: torch.dtype, activation: str, shifts: tuple[int | None, int | None]
+    kernels: Kernels,
+    a: Tensor,
+    b: Tensor,
+    out: torch.dtype,
+    activation: str,
+    shifts: tuple[int | None, int | None],
+    offset: int = 0,
 ) -> None:
     scales = one(0.031, torch.float32), one(0.017, torch.float32)
     first, second = (one(shift, torch.int32) for shift in shifts)
     tail = (one(0.04, torch.float32), one(-3, torch.int32)) if out in INT8 else (None, None)
     want = ADD.reference(a, b, scales[0], first, scales[1], second, activation, out, *tail)
     for machine in MACHINES:
-        got = torch.empty_like(a, dtype=out)
+        got = torch.empty(a.numel() + offset, dtype=out)[offset:]
         kernels.run(
             "add_int8", a, TYPES.index(a.dtype), b, TYPES.index(b.dtype), output(got), TYPES.index(out), a.numel(),
             scales[0], first, scales[1], second, ACTIVATIONS.index(activation), *tail, machine=machine,
@@ -157,8 +163,9 @@ def test_add(kernels: Kernels, n: int) -> None:
 @pytest.mark.parametrize("offset", [1, 2, 8])
 def test_add_at_any_address(kernels: Kernels, offset: int) -> None:
     a, b = integers(600, dtype=torch.int8), integers(600, dtype=torch.uint8, seed=1)
-    for first, second in ((offset, 0), (0, offset), (offset, offset)):
-        check_add(kernels, a[first : first + 500], b[second : second + 500], torch.uint8, "relu", (1, 2))
+    for first, second, at in ((offset, 0, 0), (0, offset, 0), (0, 0, offset), (offset, offset, offset)):
+        for out in (torch.uint8, torch.float32):
+            check_add(kernels, a[first : first + 500], b[second : second + 500], out, "relu", (1, 2), at)
 
 
 def test_many_images_go_in_launches_that_32_bit_indices_hold(kernels: Kernels) -> None:
