@@ -19,7 +19,7 @@ _GRACE_S = 15.0  # that an item may take beyond the deadline
 
 
 def run_section(command: Sequence[str], until: float, item_s: float, emit: Callable[[Result], Any]) -> None:
-    """Run `command --results FILE --seconds S` until `until` (time.monotonic), again where an item ends it.
+    """Run `command --results FILE --until T` until T (time.monotonic, one clock for all), again where an item ends it.
 
     The command appends to FILE a line {"begin": name} before each item and its result after it, and leaves out what has
     lines there. An item without a result ended the process, or took more than `item_s` seconds and was stopped with it.
@@ -30,8 +30,7 @@ def run_section(command: Sequence[str], until: float, item_s: float, emit: Calla
         reader = _Reader(file, emit)
         while True:
             before = reader.seen
-            left = max(0.0, until - time.monotonic())
-            command_line = [*command, "--results", str(file), "--seconds", f"{left:.1f}"]
+            command_line = [*command, "--results", str(file), "--until", f"{until:.3f}"]
             status = _run(command_line, until + _GRACE_S, item_s, reader)
             if status == 0:
                 return
