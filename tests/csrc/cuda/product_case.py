@@ -73,6 +73,7 @@ class Problem:
     blocks: int = 5
     whole: int = 99  # tiles that one block makes; the rest is shared
     multiprocessors: int = 3
+    tile: int = 256 * 128  # sums of the largest tiling
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -155,7 +156,7 @@ def _fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     e.out, e.out_type = out.data_ptr(), TYPES[p.out_dtype]
     e.rows, e.channels, e.wide = p.rows, channels, channels % 8 == 0
     blocks = p.blocks if p.tiling >= 0 else 4 * p.multiprocessors
-    partial = torch.empty(2 * blocks * 256 * 128, dtype=torch.int32)  # of the largest tiling
+    partial = torch.empty(2 * blocks * p.tile, dtype=torch.int32)
     buffers["partial"] = workspace(partial)
     case.partial = partial.data_ptr()
     case.x = place("x", p.x)
