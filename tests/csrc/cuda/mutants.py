@@ -5,8 +5,8 @@
     python tests/csrc/cuda/mutants.py gemm.cuh --line 140   # those of a file, or of a line, with what killed them
 
 A mutant is killed by a wrong result, by a report of the emulator, by bank conflicts, by a crash or by running for too
-long. Those that survive must be in mutants_survivors.json with the reason why nothing can see them; any other, or one of
-the list that is killed or is no mutant any more, is an error, and so is a file below 90%.
+long. Those that survive must be in mutants_survivors.json with the reason why nothing can see them; any other, or one
+of the list that is killed or is no mutant any more, is an error, and so is a file below 90%.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mutants_operators import Mutant, mutants
 
 SURVIVORS = Path(__file__).with_name("mutants_survivors.json")
 LEAST = 0.9  # of a file's mutants, killed
-CPU_SECONDS = 8  # of a mutant's run, which takes half of one when all is well
+CPU_SECONDS = 5  # of a mutant's run, which takes half of one when all is well
 OUT_OF_TIME = (signal.SIGXCPU, signal.SIGKILL)
 KINDS = ("result", "race", "bounds", "conflict", "crash", "time-out")
 PRODUCTS = (battery.matrix, battery.image, battery.two_four, battery.halves, battery.pieces)
@@ -59,7 +59,7 @@ SOURCES = {
     "operand.cuh": Source(PRODUCTS),
     "epilogue.cuh": Source((battery.matrix,)),
     "numerics.cuh": Source((rows.quantize_part, battery.matrix, battery.halves)),
-    "product.cuh": Source((battery.matrix,), ("plan", "facts_of")),
+    "product.cuh": Source((battery.matrix,), ("plan", "facts_of")),  # where a wrong choice costs time alone
     "gemv.cuh": Source((rows.gemv_int8, rows.gemv_float), ("gemv_plan", "gemv_workspace")),
     "quantize_int8.cuh": Source((rows.quantize_part,)),
     "norm_quantize.cuh": Source((rows.norm,)),
@@ -86,6 +86,7 @@ def kind_of(report: str) -> str:
 
 def snapshot(to: Path) -> None:
     """The kernels as they are now: others may be changing them."""
+    to.mkdir()
     for source in harness.CSRC.glob("*.*h"):
         shutil.copy(source, to)
     (to / "emulate").symlink_to(harness.CSRC / "emulate")
@@ -103,21 +104,21 @@ def lines_of(make: Callable[[], Part], csrc: Path) -> set[tuple[str, int]]:
     return {(Path(file).name, int(line)) for file, line in found}
 
 
-def ordered(mutant: Mutant, csrc: Path) -> list[Part]:
-    """The parts that hold the mutant's line, or one beside it where a statement has more, come first."""
-    near = {(mutant.file, mutant.line + i) for i in (-1, 0, 1)}
-    makers = sorted(SOURCES[mutant.file].parts, key=lambda make: not near & lines_of(make, csrc))
-    return [prepared(make) for make in makers]
+def parts_for(mutant: Mutant, csrc: Path) -> list[Part]:
+    """The parts that hold the mutant's line; all where none does, as with constants."""
+    makers = SOURCES[mutant.file].parts
+    holding = [make for make in makers if (mutant.file, mutant.line) in lines_of(make, csrc)]
+    return [prepared(make) for make in holding or makers]
 
 
 def trial(mutant: Mutant, csrc: Path) -> tuple[str, str]:
     """Kind and text of a verdict, in a process of its own."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=csrc.parent) as name:
         folder = Path(name)
         shutil.copytree(csrc, folder / "cuda", symlinks=True)
         changed = folder / "cuda" / mutant.file
         changed.write_text(mutant.apply(changed.read_text()))
-        parts = ordered(mutant, csrc)
+        parts = parts_for(mutant, csrc)
         harness.CACHE = folder / "build"
         for part in parts:
             try:
@@ -213,7 +214,8 @@ def main() -> int:
     torch.set_num_threads(1)  # a fork has no threads
     known = reasons()
     with tempfile.TemporaryDirectory() as name:
-        csrc = Path(name)
+        harness.CACHE = Path(name) / "build"
+        csrc = Path(name) / "cuda"
         snapshot(csrc)
         chosen = [
             mutant

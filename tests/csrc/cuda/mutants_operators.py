@@ -57,24 +57,34 @@ def visible(source: str) -> str:
     return source
 
 
-def function_span(source: str, name: str) -> tuple[int, int]:
-    """From the line that defines a function to the closing brace."""
-    found = re.search(rf"^[^\n/]*\b{name}\([^;]*?\) \{{.*?^}}", source, flags=re.M | re.S)
+def function_span(code: str, name: str) -> tuple[int, int]:
+    """From the line that defines a function to its closing brace."""
+    found = re.search(rf"^[^\n]*\b{name}\([^;{{]*\) (?:const )?\{{", code, flags=re.M)
     assert found is not None, f"no function {name}"
-    return found.span()
+    return found.start(), _closing(code, found.end() - 1)
 
 
-def _arguments(code: str, opening: int) -> tuple[list[tuple[int, int]], int]:
-    """Spans of what stands between commas in the parentheses that open at `opening`, and where they end."""
-    spans, depth, start = [], 0, opening + 1
+def _closing(code: str, opening: int) -> int:
+    """The end of what opens at `opening`."""
+    depth = 0
     for i in range(opening, len(code)):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(code[i], 0)
-        if depth == 0 or (depth == 1 and code[i] == ","):
-            spans.append((start, i))
-            start = i + 1
         if depth == 0:
-            return spans, i + 1
-    raise ValueError("unbalanced parentheses")
+            return i + 1
+    raise ValueError("unbalanced")
+
+
+def _arguments(code: str, opening: int) -> tuple[list[str], int]:
+    """What stands between the commas in the parentheses that open at `opening`, and where they end."""
+    end = _closing(code, opening)
+    found, start = [], opening + 1
+    while start < end:
+        i = start
+        while i < end - 1 and code[i] != ",":
+            i = _closing(code, i) if code[i] in "([{" else i + 1
+        found.append(code[start:i].strip())
+        start = i + 1
+    return found, end
 
 
 def _replaced(pattern: str, *after: str) -> Callable[[str], Iterator[Edit]]:
@@ -109,8 +119,8 @@ def _calls(names: str, replace: Callable[[list[str]], list[str]]) -> Callable[[s
 
     def edits(code: str) -> Iterator[Edit]:
         for match in re.finditer(rf"(?<![\w.])(?:{names})\(", code):
-            spans, end = _arguments(code, match.end() - 1)
-            for after in replace([code[slice(*span)].strip() for span in spans]):
+            arguments, end = _arguments(code, match.end() - 1)
+            for after in replace(arguments):
                 yield match.start(), end, after
 
     return edits
@@ -118,7 +128,7 @@ def _calls(names: str, replace: Callable[[list[str]], list[str]]) -> Callable[[s
 
 def _guards(code: str) -> Iterator[Edit]:
     for match in re.finditer(r"\b(?:if|while) \(", code):
-        condition = match.end(), _arguments(code, match.end() - 1)[1] - 1
+        condition = match.end(), _closing(code, match.end() - 1) - 1
         if " = " in code[slice(*condition)]:  # a declaration
             continue
         if match[0].startswith("if"):
@@ -130,7 +140,7 @@ def _flat(code: str) -> Iterator[Edit]:
     """swizzled<kBytes>(row, chunk) as if rows lay as they are."""
     for match in re.finditer(r"\bswizzled<(\w+)>\(", code):
         (row, chunk), end = _arguments(code, match.end() - 1)
-        yield match.start(), end, f"(({code[slice(*row)]}) * {match[1]} + ({code[slice(*chunk)].strip()}) * 16)"
+        yield match.start(), end, f"(({row}) * {match[1]} + ({chunk}) * 16)"
 
 
 def _halved(number: str) -> str:
@@ -169,7 +179,7 @@ def mutants(file: str, source: str, but: tuple[str, ...] = ()) -> list[Mutant]:
     """All mutants of a source, in its order; none in the functions `but`."""
     code = visible(source)
     for name in but:
-        start, end = function_span(source, name)
+        start, end = function_span(code, name)
         code = code[:start] + re.sub(r"[^\n]", " ", code[start:end]) + code[end:]
     made = []
     for operator, edits in OPERATORS.items():

@@ -11,8 +11,8 @@ from torch import Tensor
 import test_emulated_gemv as gemv
 import test_emulated_pool_int8 as pool
 import test_emulated_quantize_int8 as quantize
-from harness import MACHINES, Kernels, Machine, output
-from mutants_battery import INT8, Check, Part, small
+from harness import Kernels, Machine, output
+from mutants_battery import INT8, MACHINES, Check, Part, small
 from torchaccel.ops import _epilogue
 from torchaccel.ops.quantize_int8 import _dynamic_reference
 

@@ -8,5 +8,6 @@ namespace torchaccel::cuda {
 
 using Small = Tiling<64, 16, 2, 2, 3, 4>;
 using Large = Tiling<128, 48, 2, 2, 4, 1>;
+using Staged = Tiling<64, 64, 2, 2, 2, 1>;  // its sums take more room than its stages
 
 }  // namespace torchaccel::cuda
