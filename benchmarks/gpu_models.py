@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
+from gpu_baselines import nhwc
 from gpu_items import Item, Result
 from gpu_timing import gpu_state, run_ms
 from torchaccel import measure
@@ -27,6 +29,7 @@ def items(device: torch.device, quick: bool) -> list[Item]:
     """Eager forms first: compilation takes minutes, and what it leaves out is said in the table."""
     batches = (2,) if quick else (32, 256)
     made = [_item(device, n, quick, "int8", OPS) for n in batches]
+    made.append(Item("ResNet-50: kernels of int8", partial(_kernels, device, batches[-1], quick), OPS))
     forms = [f"{form} {str(dtype).removeprefix('torch.')}" for form in ("eager", "compiled") for dtype in HALVES]
     forms.append("compiled, max-autotune float16")
     for form in forms[: 2 if quick else None]:
@@ -45,9 +48,7 @@ def _time(device: torch.device, batch: int, quick: bool, form: str) -> Result:
     size = 32 if quick else 224
     dtype = torch.bfloat16 if form.endswith("bfloat16") else torch.float16
     shape = (batch, 3, size, size)
-    inputs = [
-        torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2)
-    ]
+    inputs = [nhwc(torch.randn(shape, device=device).to(dtype)) for _ in range(2)]
     model = Graphed(_int8(device, size) if form == "int8" else _half(device, size, form, dtype))
     with measure.inference():
         for x in (*inputs, *inputs):
@@ -58,6 +59,24 @@ def _time(device: torch.device, batch: int, quick: bool, form: str) -> Result:
         trials = sorted(run_ms(lambda: [model(x) for x in inputs], rounds, device) / 2 for _ in range(7))
     found |= {"ms": trials[3], "min_ms": trials[0], "images_per_s": batch / trials[3] * 1e3}
     return found | {"gpu": gpu_state()} if device.type == "cuda" else found
+
+
+def _kernels(device: torch.device, batch: int, quick: bool) -> Result:
+    """Where the time goes: [name, calls, microseconds] of the kernels of one run, the longest first."""
+    size = 32 if quick else 224
+    model, x = _int8(device, size), nhwc(torch.randn(batch, 3, size, size, device=device).half())
+    kind = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with measure.inference():
+        model(x)
+        with profile(activities=[kind]) as profiled:
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    found = sorted(profiled.key_averages(), key=lambda each: getattr(each, time), reverse=True)[:25]
+    kernels = [[each.key[:160], each.count, round(getattr(each, time), 1)] for each in found]
+    print("\n".join(f"    {us:9.1f} us {calls:4d} x {name[:100]}" for name, calls, us in kernels[:12]), flush=True)
+    return {"kernels": kernels}
 
 
 @cache

@@ -66,7 +66,7 @@ class Files(Dataset):
                 image = image.convert("RGB")
                 x, y, w, h = random_box(*image.size)
                 part = image.crop((x, y, x + w, y + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-            return finish(np.asarray(part), self.floats), 0
+            return finish(np.array(part), self.floats), 0
         import cv2
         import simplejpeg
 
@@ -98,10 +98,19 @@ def data_loader(dataset: Dataset, batch: int, workers: int) -> Batches:
     return lambda: loader
 
 
-def spdl(paths: Sequence[str], batch: int, threads: int, floats: bool) -> Batches:
-    """SPDL's pipeline: FFmpeg decodes, crops and resizes, a batch is converted at once."""
+def spdl_files(paths: Sequence[str], batch: int, threads: int, floats: bool) -> Batches:
+    """SPDL's pipeline around simplejpeg and OpenCV, which let go of the GIL."""
+    dataset = Files(paths, "opencv", floats)
+
+    def collate(samples: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
+        return torch.stack([image for image, _ in samples])
+
+    return spdl_epochs(range(len(paths)), dataset.__getitem__, collate, batch, threads)
+
+
+def spdl_ffmpeg(paths: Sequence[str], batch: int, threads: int, floats: bool) -> Batches:
+    """SPDL's pipeline and its own decoder: FFmpeg decodes, crops and resizes, a batch is converted at once."""
     import spdl.io
-    from spdl.pipeline import PipelineBuilder
 
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
 
@@ -120,17 +129,17 @@ def spdl(paths: Sequence[str], batch: int, threads: int, floats: bool) -> Batche
             return images.contiguous()
         return images.to(torch.float32).div_(255).sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1)).contiguous()
 
+    return spdl_epochs(paths, decode, collate, batch, threads)
+
+
+def spdl_epochs(items: Sequence[Any], sample: Callable, collate: Callable, batch: int, threads: int) -> Batches:
+    """Epochs of an SPDL pipeline: a sample each on threads, then batches."""
+    from spdl.pipeline import PipelineBuilder
+
     def epoch() -> Iterator[Any]:
-        order = random.sample(list(paths), len(paths))
-        pipeline = (
-            PipelineBuilder()
-            .add_source(order)
-            .pipe(decode, concurrency=threads)
-            .aggregate(batch)
-            .pipe(collate)
-            .add_sink(3)
-            .build(num_threads=threads)
-        )
+        builder = PipelineBuilder().add_source(random.sample(items, len(items)))
+        builder = builder.pipe(sample, concurrency=threads).aggregate(batch).pipe(collate).add_sink(3)
+        pipeline = builder.build(num_threads=threads)
         with pipeline.auto_stop():
             yield from pipeline
 
@@ -153,14 +162,18 @@ def file_peers(paths: Sequence[str], batch: int, threads: int, floats: bool) -> 
     found: dict[str, Batches] = {}
     absent: list[str] = []
     found["DataLoader + Pillow"] = data_loader(Files(paths, "pillow", floats), batch, threads)
-    if version("simplejpeg") and importlib.util.find_spec("cv2"):
+    opencv = version("simplejpeg") and importlib.util.find_spec("cv2")
+    if opencv:
         found["DataLoader + simplejpeg, OpenCV"] = data_loader(Files(paths, "opencv", floats), batch, threads)
     else:
         absent.append("DataLoader + simplejpeg, OpenCV (pip install simplejpeg opencv-python-headless)")
-    if version("spdl-io") and (why := spdl_missing()):
-        absent.append(f"SPDL {version('spdl-io')}: {why}")
-    elif version("spdl-io"):
-        found[f"SPDL {version('spdl-io')}"] = spdl(paths, batch, threads, floats)
-    else:
+    name = f"SPDL {version('spdl-io')}"
+    if not version("spdl-io"):
         absent.append("SPDL (pip install spdl)")
+    elif why := spdl_missing():
+        absent.append(f"{name}: {why}")
+    else:
+        found[f"{name}, FFmpeg"] = spdl_ffmpeg(paths, batch, threads, floats)
+        if opencv:
+            found[f"{name} + simplejpeg, OpenCV"] = spdl_files(paths, batch, threads, floats)
     return found, absent
