@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import MACHINES, Kernels, Machine, compiled, output, workspace
+from harness import MACHINES, Kernels, Machine, apart, compiled, output, workspace
 from product_case import ACTIVATIONS, TYPES, Epilogue
 from torchaccel import testing
 from torchaccel.ops import _epilogue, _tiles
@@ -59,12 +59,12 @@ def product(
     out = torch.empty(m, n, dtype=out_dtype)
     e = Epilogue(rows=m, channels=n, out=out.data_ptr(), out_type=TYPES[out_dtype], wide=n % 8 == 0)
     e.activation = ACTIVATIONS.index(activation)
-    given = {name: tensor for name, tensor in terms.items() if tensor is not None}
+    given = {name: apart(tensor) for name, tensor in terms.items() if tensor is not None}
     for name, tensor in given.items():
         setattr(e, name, tensor.data_ptr())
     e.zero_rows, e.scale_rows = (int(given.get(name, x[0]).numel() == m > 1) for name in ("zero_point", "scale_a"))
     if "zero_point" in given:
-        given["colsum"] = b.sum(1, dtype=torch.int32)
+        given["colsum"] = apart(b.sum(1, dtype=torch.int32))
         e.colsum = given["colsum"].data_ptr()
     partial = workspace(torch.empty(splits, m, n, dtype=torch.int32)) if splits > 1 else None
     kernels.run(
