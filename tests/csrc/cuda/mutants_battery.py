@@ -5,6 +5,7 @@ A part is one shim with its cases; it is compiled for each mutant, so it holds f
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,6 +191,41 @@ def halves() -> Part:
     problem = Problem(small(1, 19, 1, 51, dtype=torch.bfloat16, seed=5), integers(7, 1, 1, 51), matrix=True)
     checks += everywhere(problem, (0,), want=exact(problem))
     return Part("mutants_halves", checks)
+
+
+def chosen() -> Part:
+    """Products as the library would make them: some in two launches, one in a tiling smaller than the best."""
+
+    def case(rows: int, channels: int, k: int, multiprocessors: int, room: int, launches: int) -> Check:
+        problem = product(rows, channels, k, multiprocessors=multiprocessors)
+        want = problem.want()
+
+        def check(kernels: Kernels) -> None:
+            got = torch.empty(rows, channels)
+            given, buffers = product_case.fill(problem, got)
+            del buffers["partial"]
+            used = ctypes.c_int64(0)
+            arguments = ctypes.pointer(given), room, ctypes.byref(used)
+            kernels.run("choose_and_run", *arguments, machine=MACHINES[0], buffers=buffers)
+            assert torch.equal(got, want)
+            assert kernels.launches == launches and (used.value > 0) == (launches == 2)
+
+        return check
+
+    def refused(kernels: Kernels) -> None:
+        given, _ = product_case.fill(product(4, 4, 16), torch.empty(4, 4))
+        kernels.run("choose_and_run", ctypes.pointer(given), 1 << 10, ctypes.byref(ctypes.c_int64(0)))
+        assert kernels.launches == 0
+
+    room = 227 << 10
+    checks = [
+        case(20, 64, 128, 3, room, 1),
+        case(16, 64, 8192, 3, room, 2),
+        case(16, 64, 8192, 2, room, 2),
+        case(40, 128, 4096, 3, 16 << 10, 1),
+        refused,
+    ]
+    return Part("mutants_chosen", checks)
 
 
 def exact(p: Problem) -> Tensor:

@@ -105,7 +105,7 @@ class Problem:
 
 def tilings(kernels: Kernels, problem: Problem) -> int:
     """How many tilings the problem's kernels come in."""
-    case, _ = _fill(problem, torch.empty(problem.rows, problem.weight.shape[0], dtype=problem.out_dtype))
+    case, _ = fill(problem, torch.empty(problem.rows, problem.weight.shape[0], dtype=problem.out_dtype))
     case.tiling = 1 << 20
     return kernels.library.product(ctypes.byref(case))
 
@@ -113,12 +113,12 @@ def tilings(kernels: Kernels, problem: Problem) -> int:
 def run(kernels: Kernels, problem: Problem, machine: Machine) -> Tensor:
     """[rows, O], as the kernels compute it."""
     out = torch.empty(problem.rows, problem.weight.shape[0], dtype=problem.out_dtype)
-    case, buffers = _fill(problem, out)
+    case, buffers = fill(problem, out)
     kernels.run("product", ctypes.pointer(case), machine=machine, buffers=buffers)
     return out
 
 
-def _fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
+def fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     """The Case of a problem, and what its kernels may touch."""
     channels, element = p.weight.shape[0], p.x.element_size()
     packed = _tiles.pack(p.weight.flatten(1), two_four=p.two_four, skip=p.skip)
