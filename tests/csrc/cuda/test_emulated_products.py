@@ -70,10 +70,10 @@ def convolution(
     return Problem(x, integers(o, kernel, kernel, c, seed=o), **settings)
 
 
-# Rows, channels and K at the edges of a tile, one, primes, and no multiples of 16 or 4 bytes.
+# Rows, channels and K at the edges of a tile and of a group of tiles, one, primes, and no multiples of 16 or 4 bytes.
 SHAPES = [
     (1, 1, 16), (17, 64, 64), (131, 70, 208), (257, 129, 128), (64, 200, 1040), (7, 13, 20), (33, 67, 131),
-    (129, 65, 1),
+    (129, 65, 1), (20, 512, 16), (40, 1160, 16),
 ]  # fmt: skip
 
 
