@@ -1,6 +1,7 @@
 """What changes weights: pruning masks, int8 and the calibration it needs."""
 
 from torchaccel.compress.calibrate import calibrate, residual_of
+from torchaccel.compress.cluster import cluster_channels_
 from torchaccel.compress.configs import Int8Dynamic, Int8Static, Int8WeightOnly
 from torchaccel.compress.convert import int8_module, stored_pattern
 from torchaccel.compress.masks import finalize_masks_
@@ -18,6 +19,7 @@ __all__ = [
     "Sparsity",
     "calibrate",
     "check_mask",
+    "cluster_channels_",
     "finalize_masks_",
     "int8_module",
     "pattern_of",
