@@ -64,11 +64,11 @@ def write_photos(folder: Path, count: int) -> list[str]:
 
 def cpu_seconds() -> float:
     """Of this process and its live children."""
-    ticks = 0.0
-    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    ticks = 0
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
         ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def epoch_of(batches: peers.Batches) -> int:
@@ -92,7 +92,7 @@ def compare(title: str, loaders: dict[str, peers.Batches], rounds: int) -> dict[
             began, used = time.perf_counter(), cpu_seconds()
             samples = epoch_of(loaders[name])
             wall[name].append(samples / (time.perf_counter() - began))
-            cpu[name].append(samples / max(cpu_seconds() - used, 0.01))
+            cpu[name].append(samples / max(cpu_seconds() - used, 1e-6))
     ours = next(iter(loaders))
     rows = []
     print(f"\n{title}")

@@ -96,9 +96,14 @@ int main(int, char** arguments) {
     batch.recipe = make_recipe(&dice);
     batch.epoch = static_cast<uint32_t>(done);
     for (Bytes& file : files) {
-      file = seeds[dice.roll(seeds.size())];
-      for (uint64_t times = dice.roll(6); times > 0; --times) damage(&file, seeds[dice.roll(seeds.size())], &dice);
       Source source;
+      if (dice.roll(8) == 0) {
+        source.pixels = {static_cast<int>(1 + dice.roll(50)), static_cast<int>(1 + dice.roll(50))};
+        file.assign(static_cast<size_t>(source.pixels.width) * source.pixels.height * 3, 77);
+      } else {
+        file = seeds[dice.roll(seeds.size())];
+        for (uint64_t times = dice.roll(6); times > 0; --times) damage(&file, seeds[dice.roll(seeds.size())], &dice);
+      }
       // Memory of the exact size, so that a byte read behind it is seen.
       source.memory = file.data();
       source.count = file.size();

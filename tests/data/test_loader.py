@@ -124,6 +124,11 @@ def test_kept_batches_stay_as_they_are(source: ImageFolder, recipe: list[Step]) 
         copies = [images.clone() for images in kept]
         digest(loader)
         assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+        ring = loader._ring
+        assert ring is not None and ring.made > len(kept)
+        kept.clear()
+        digest(loader)
+        assert ring.made <= 2, "memory beyond the slots goes when nobody keeps it"
 
 
 @needs_native

@@ -154,6 +154,9 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "0").rename(moved)
     sources = [Arrays(IMAGES, LABELS), Arrays(changed, LABELS), Arrays(IMAGES, LABELS[::-1]), *folders]
     assert len({source.fingerprint() for source in sources}) == 5
+    with Loader(sources[0], 4) as first, Loader(sources[1], 4) as second:
+        with pytest.raises(ValueError, match="another source"):
+            second.load_state_dict(first.state_dict())
     assert ImageFolder(moved).fingerprint() == folders[0].fingerprint()
 
 
