@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc _build -type f -not -name '*.pyc') setup.py
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint cuda cuda-vectors sass gpu-check fuzz-data install clean
+.PHONY: demo test bench lint cuda cuda-vectors sass mutants gpu-check fuzz-data install clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.mnist
@@ -43,6 +43,10 @@ cuda-vectors: $(CUDA_VECTORS)
 sass: cuda .venv/.installed
 	@touch $(CUDA_LIBRARY) $(CUDA_VECTORS) # as new as their sources, also where nothing had to be linked
 	python -m pytest tests/csrc/cuda/test_sass.py $(ARGS)
+
+# Changes the CUDA kernels in a thousand places, one at a time: the emulated tests must notice each.
+mutants: install
+	python tests/csrc/cuda/mutants.py $(ARGS)
 
 # On a machine with a GPU; .venv's Python where there is one, else PYTHON, which then needs a torch with CUDA.
 gpu-check:
