@@ -41,7 +41,7 @@ SURVIVORS = Path(__file__).with_name("mutants_survivors.json")
 LEAST = 0.9  # of a file's mutants, killed
 CPU_SECONDS = 5  # of a mutant's run, which takes half of one when all is well
 OUT_OF_TIME = (signal.SIGXCPU, signal.SIGKILL)
-KINDS = ("result", "race", "bounds", "conflict", "crash", "time-out")
+KINDS = ("result", "race", "bounds", "conflict", "crash", "endless")
 PRODUCTS = (battery.image, battery.matrix, battery.pieces, battery.two_four, battery.halves)
 
 
@@ -82,6 +82,8 @@ def kind_of(report: str) -> str:
         return "race"
     if "bank conflicts" in report:
         return "conflict"
+    if "endless" in report:
+        return "endless"
     return "bounds" if re.search(r" on Machine\(", report) else "result"
 
 
@@ -158,7 +160,7 @@ def run(pending: Iterable[Mutant], csrc: Path, jobs: int) -> Iterator[tuple[Muta
             try:
                 kind, text = here.recv()
             except EOFError:
-                kind, text = "time-out" if -process.exitcode in OUT_OF_TIME else "crash", f"signal {-process.exitcode}"
+                kind, text = "endless" if -process.exitcode in OUT_OF_TIME else "crash", f"signal {-process.exitcode}"
             here.close()
             yield mutant, Verdict(kind, text, time.monotonic() - start)
 
@@ -212,6 +214,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--verdicts", type=Path, help="where to write all verdicts, as JSON")
     options = parser.parse_args()
+    os.nice(5)
     torch.set_num_threads(1)  # a fork has no threads
     known = reasons()
     with tempfile.TemporaryDirectory() as name:
@@ -235,7 +238,8 @@ def main() -> int:
         for mutant, verdict in run(chosen, csrc, options.jobs):
             verdicts[mutant] = verdict
             if verdict.kind == "survives" or options.line:
-                print(f"{verdict.kind}: {mutant}  {verdict.text}", "" if key(mutant) in known else "NO REASON")
+                unknown = verdict.kind == "survives" and key(mutant) not in known
+                print(f"{verdict.kind}: {mutant}  {verdict.text}{'NO REASON' * unknown}")
             elif len(verdicts) % 50 == 0:
                 print(f"{len(verdicts)} of {len(chosen)} after {time.monotonic() - start:.0f} s")
             sys.stdout.flush()

@@ -77,6 +77,7 @@ def matrix() -> Part:
         *everywhere(each_row, (0,)),
         *everywhere(product(1, 1, 16)),
         equal(product(40, 600, 16, tiling=0, whole=13)),  # more bands than go in a group
+        equal(product(20, 512, 16, tiling=0)),  # as many
         *(
             equal(product(*shape, tiling=tiling, blocks=blocks, whole=whole), MACHINES[blocks % 3])
             for shape in ((33, 134, 448), (5, 7, 80), (50, 65, 208))  # 7, 2 and 4 steps
