@@ -217,3 +217,37 @@ def test_a_residual_alone_is_calibrated() -> None:
     fast: fx.GraphModule = assemble(prepared.dense, chosen)  # type: ignore[assignment]
     layers = [module_of(fast, n) for n in fast.graph.nodes if str(n.target) in {str(a.target) for a in adding}]
     assert all(layer.int8_residual for layer in layers)  # type: ignore[union-attr]
+
+
+class ActivatedLate(nn.Module):
+    """conv, max-pool, ReLU, as in many small networks."""
+
+    def __init__(self, activation: nn.Module, dilation: int = 1, twice: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)
+        self.pool, self.activation, self.twice = nn.MaxPool2d(2, dilation=dilation), activation, twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(self.a(x))
+        z = self.b(self.activation(y))
+        return z + y.mean() if self.twice else z
+
+
+@pytest.mark.parametrize(
+    ("model", "fused"),
+    [
+        (ActivatedLate(nn.ReLU(inplace=True)), "relu"),
+        (ActivatedLate(nn.ReLU6()), "relu6"),
+        (ActivatedLate(nn.GELU()), "none"),
+        (ActivatedLate(nn.ReLU(), dilation=2), "none"),
+        (ActivatedLate(nn.ReLU(), twice=True), "none"),
+    ],
+)
+def test_an_activation_goes_before_the_max_pool(model: ActivatedLate, fused: str) -> None:
+    model, x = model.eval(), torch.randn(2, 3, 14, 14)
+    prepared, chosen = all_int8(model, x)
+    assert prepared.dense.get_submodule("a").activation == fused
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.dense(x), model(x), rtol=1e-5, atol=1e-5)
+    expected = torch.float32 if fused == "none" else torch.uint8
+    assert dtypes(assemble(prepared.dense, chosen), x)["pool"] == (expected, expected)

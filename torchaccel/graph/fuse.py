@@ -105,6 +105,17 @@ def _takes_residual(graph: fx.GraphModule, node: fx.Node, addition: fx.Node, sin
     )
 
 
+def _behind_pooling(graph: fx.GraphModule, node: fx.Node, activation: str) -> fx.Node:
+    """What a max-pool reads that nobody else reads: an activation that never falls may as well come before it."""
+    pool = module_of(graph, node)
+    if activation not in ("relu", "relu6") or not isinstance(pool, nn.MaxPool2d) or has_hooks(pool):
+        return node
+    # Windows that lie in the padding alone, which dilation allows, have no pixel to activate.
+    if len(node.users) > 1 or pool.return_indices or pool.dilation not in (1, (1, 1)):
+        return node
+    return node.args[0] if isinstance(node.args[0], fx.Node) else node
+
+
 def fuse(graph: fx.GraphModule) -> None:
     """Replace float layers by their strongest dense form, and fuse activations and residuals into layers, in place.
 
@@ -119,7 +130,7 @@ def fuse(graph: fx.GraphModule) -> None:
         activation = _activation(graph, node)
         if activation is None or not node.args:
             continue
-        before = node.args[0]
+        before = _behind_pooling(graph, node.args[0], activation)
         layer = module_of(graph, before)
         if (
             not isinstance(layer, LAYERS)
@@ -130,7 +141,7 @@ def fuse(graph: fx.GraphModule) -> None:
         ):
             continue
         layer.fuse_activation(activation)
-        node.replace_all_uses_with(before)
+        node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
     graph.graph.lint()
     graph.delete_all_unused_submodules()
