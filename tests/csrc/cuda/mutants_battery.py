@@ -140,7 +140,7 @@ def image() -> Part:
         ((1, 9, 32, 40, 3), {"dilation": (2, 3), "padding": (2, 3)}),
         ((2, 4, 80, 130, 2), {"padding": (0, 1), "stride": (1, 3)}),
     ):
-        for i, zero_point in enumerate((None, [7], [3, 90][: sizes[0]])):
+        for i, zero_point in enumerate((None, [7], [3, 200][-sizes[0] :])):
             problem = convolution(*sizes, torch.uint8, **geometry)
             if zero_point is not None:
                 problem.zero_point = torch.tensor(zero_point, dtype=torch.int32)
@@ -184,6 +184,10 @@ def halves() -> Part:
     problem = Problem(x, weight, padding=(1, 0), stride=(2, 1))
     checks += everywhere(problem, (0,), want=exact(problem))
     checks.append(equal(replace(problem, tiling=0, whole=1), MACHINES[1], want=exact(problem)))
+    x, weight = small(1, 6, 7, 24, dtype=torch.bfloat16, seed=0), torch.ones(5, 3, 3, 24, dtype=torch.bfloat16)
+    x[0, 3, 4] = float("inf")  # what lies past K must not be multiplied by the weights' zeros
+    problem = Problem(x, weight, padding=(1, 1), tiling=0)
+    checks.append(equal(problem, want=exact(problem)))
     for rows, channels, k in ((9, 64, 64), (17, 65, 200), (50, 130, 96)):
         problem = Problem(
             small(1, rows, 1, k, dtype=torch.bfloat16, seed=k), integers(channels, 1, 1, k, seed=rows), matrix=True
