@@ -26,7 +26,7 @@ def pruned(pattern: str, o: int, c: int, kernel: tuple[int, int], g: torch.Gener
     return weight * keep.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
-@CASES
+@settings(CASES, max_examples=250)
 @given(
     pattern=st.sampled_from(list(blocks.BLOCKS)), geometry=geometries(groups=False), dtype=FLOATS, layout=LAYOUTS,
     bias=st.booleans(), residual=st.booleans(), relu=st.booleans(), seed=st.integers(0, 2**31),

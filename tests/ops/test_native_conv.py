@@ -85,7 +85,9 @@ class Case:
             return got, dense_reference(self.a, self.b, colsum, *front, *geometry, self.groups, *end, None)
         form = blocks.to_blocks(self.b, self.pattern)
         got = ops.sparse_int8_conv2d(self.a, *form, self.kernel, **self.kw)
-        return got, sparse_reference(self.a, *form, colsum_of(form[0], form[2]), *front, self.kernel, *geometry, *end)
+        front = [colsum_of(form[0], form[2]), *front]
+        no_tiles = None, None, None
+        return got, sparse_reference(self.a, *form, *front, self.kernel, *geometry, *end, *no_tiles)
 
 
 @pytest.mark.parametrize("a_dtype", INT8)
