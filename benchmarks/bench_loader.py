@@ -182,27 +182,35 @@ def first_batch(paths: list[str], options: argparse.Namespace) -> dict[str, floa
     return {"milliseconds_beyond_decoding": value}
 
 
-def memory(options: argparse.Namespace) -> dict[str, float]:
-    """Growth of the resident set over 10,000 batches."""
+def resident() -> int:
+    """Bytes of this process in memory."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """What a loader takes beyond its slots, a thread; and the growth of the resident set over 10,000 batches."""
+    before = resident()
+    with tad.Loader(
+        tad.ImageFolder(Path(paths[0]).parent), options.batch, NORMALIZED, shuffle=True, threads=options.threads
+    ) as loader:
+        epoch_of(lambda: loader)
+        slots = loader.slots * options.batch * 3 * peers.SIZE**2 * 4
+        a_thread = (resident() - before - slots) / options.threads / 1e6
+    print(f"memory beyond the slots: {a_thread:.1f} MB a thread")
     images = np.random.default_rng(0).integers(0, 256, (4000, 40, 40, 3), np.uint8)
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     with tad.Loader(
         tad.Arrays(images), 8, [tad.RandomResizedCrop(32), tad.Normalize()], shuffle=True, threads=options.threads
     ) as loader:
         for _ in range(2):
             epoch_of(lambda: loader)
-        gc.collect()
         before, batches = resident(), 0
         while batches < 10_000:
             epoch_of(lambda: loader)
             batches += len(loader)
-        gc.collect()
         grown = (resident() - before) / 1e6
     print(f"growth over {batches} batches: {grown:.2f} MB")
-    return {"batches": batches, "grown_megabytes": grown}
+    return {"megabytes_a_thread": a_thread, "batches": batches, "grown_megabytes": grown}
 
 
 def environment() -> dict[str, Any]:
@@ -243,7 +251,7 @@ def main() -> None:
         report["results"] += [packed(Path(folder), options, floats) for floats in (False, True)]
         report["results"].append(scaling(paths, options))
         report["first_batch"] = first_batch(paths, options)
-        report["memory"] = memory(options)
+        report["memory"] = memory(paths, options)
     if options.json:
         text = json.dumps(report, indent=1) + "\n"
         sys.stdout.write(text) if options.json == "-" else Path(options.json).write_text(text)

@@ -18,6 +18,11 @@ _FAREWELL = 0.3  # seconds that threads get to end
 _PATIENCE = 0.02  # seconds between two looks for Ctrl-C and for reads that take too long
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass
 class Outcome:
     """A batch that is done: positions that failed, with their reasons, and what Python code returned for each."""

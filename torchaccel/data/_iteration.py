@@ -53,6 +53,7 @@ class Iteration:
     ) -> None:
         self._loader, self._engine, self._ring, self._epoch, self._clock = loader, engine, ring, epoch, clock
         self._count = len(loader.source)
+        self._native = isinstance(loader.source, Native)
         self._order = Permutation(self._count, loader.seed, epoch) if loader.shuffle else None
         self._asked = cursor  # the cursor after what was asked for
         self._pending: deque[_Pending] = deque()
@@ -222,6 +223,6 @@ class Iteration:
         plan = self._loader._plan
         if plan is not None and plan.channels_last:
             images = images.permute(0, 3, 1, 2)
-        source = self._loader.source
-        labels = torch.from_numpy(source.labels(indices)) if isinstance(source, Native) else default_collate(results)
-        return images, labels
+        if self._native:
+            return images, torch.from_numpy(self._loader.source.labels(indices))
+        return images, default_collate(results)

@@ -40,13 +40,16 @@ class Ring:
     def __init__(self, slots: int, shape: tuple[int, ...], dtype: str, pinned: bool = False) -> None:
         self._kept, self._shape, self._dtype, self._pinned = slots, shape, getattr(torch, dtype), pinned
         self._free: list[Slot] = []
+        self._lent: set[Slot] = set()  # or the garbage collector would take them, and what tells of their return
         self._back: deque[Slot] = deque()  # appended to by whichever thread frees a tensor
         self.made = 0
 
     def take(self, more: bool = False) -> Slot | None:
         """A free slot; None where all are in use, unless `more` asks for one beyond the number that is kept."""
         while self._back:
-            self.give(self._back.popleft())
+            slot = self._back.popleft()
+            self._lent.discard(slot)
+            self.give(slot)
         if self._free:
             return self._free.pop()
         if self.made >= self._kept and not more:
@@ -64,4 +67,5 @@ class Ring:
 
     def lend(self, slot: Slot, count: int) -> torch.Tensor:
         """The first `count` samples of a slot, which comes back by itself."""
+        self._lent.add(slot)
         return slot.lend(count, self._back)

@@ -47,11 +47,11 @@ def _fetch(source: Any) -> Callable:
 
 
 def _decode(source: Any, plan: Plan, seed: int, by: str) -> Callable:
-    fill = fill_with(by)
+    fill, native = fill_with(by), isinstance(source, Native)
 
     def work(index: int, epoch: int, out: np.ndarray | None, position: int, claim: Callable[[], None]) -> Any:
         label = None
-        if isinstance(source, Native):
+        if native:
             (item,) = source.items(np.array([index]))
         else:
             item = source.read(index)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torchaccel.data import _state
-from torchaccel.data._engines import Engine
+from torchaccel.data._engines import Engine, cores
 from torchaccel.data._iteration import Iteration
 from torchaccel.data._ring import Ring
 from torchaccel.data._work import make_engine, plan_for
@@ -77,7 +77,7 @@ class Loader:
         drop_last: bool = False,
         channels_last: bool = False,
     ) -> None:
-        threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        threads = cores() if threads is None else threads
         _at_least("batch_size", batch_size, 1)
         _at_least("threads", threads, 1)
         _at_least("slots", slots, 2)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from torchaccel.data._decode import decoder, fill_with
+from torchaccel.data._engines import cores
 from torchaccel.data.packed import FIELDS, FOOTER, HEADER, KINDS, MAGIC, VERSION, index_bytes
 from torchaccel.data.recipes import Plan
 from torchaccel.data.sources import CONVERTIBLE, READABLE, digest, find_images
@@ -93,7 +94,7 @@ def pack(
     target = os.fspath(path)
     partial, journal_path = target + ".partial", target + ".journal"
     records, done = _resume(job, partial, journal_path)
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or cores()
     with open(partial, "r+b") as data, open(journal_path, "a") as journal:
         data.seek(0, os.SEEK_END)
         for position, outcome in enumerate(_converted(job, done, workers), start=done):
