@@ -52,50 +52,64 @@ struct Matrix {
   }
 };
 
-// x: [N, H, W, C] of `channels` bytes a pixel; rows = N * OH * OW, k = kh * kw * channels.
+// x: [N, H, W, C] of `channels` bytes a pixel; rows = N * OH * OW, k = kh * kw * channels, kh and kw up to kMostTaps.
 struct Image {
+  static constexpr int kMostTaps = 15;  // a bit each and one to spare in half of a register
+
   const uint8_t* x;
   int rows, k;
   int height, width, channels;
-  int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   Divider by_image, by_width, by_channels, by_kernel_width;  // OH * OW, OW, channels, kw
   const int32_t* zero_point;                                 // of each image where `per_image`, else of all; null is 0
   bool per_image;
 
   struct Row {
-    const uint8_t* image;  // null past the last row
-    int y, x;              // of the first tap
+    const uint8_t* start;  // where the first tap lies, or would lie
+    uint32_t inside;       // bit ky: row ky of the kernel lies inside; bit 16 + kx: column kx; 0 past the last row
     uint32_t fill;         // the zero point in four bytes
   };
   struct Place {
-    int y, x, c;  // of the tap, relative to the first; y < 0: past K
+    int64_t offset;  // from the first tap
+    uint32_t tap;    // the bits that must be inside; all where K is over
   };
 
   __device__ Row row(int p) const {
-    if (p >= rows) return {nullptr, 0, 0, 0};
+    if (p >= rows) return {nullptr, 0, 0};
     const int n = by_image.divide(p);
     const int pixel = p - n * static_cast<int>(by_image.divisor);
     const int oy = by_width.divide(pixel);
-    const int ox = pixel - oy * static_cast<int>(by_width.divisor);
+    const int y = oy * stride_h - padding_h;
+    const int x0 = (pixel - oy * static_cast<int>(by_width.divisor)) * stride_w - padding_w;
     const int32_t zero = zero_point != nullptr ? zero_point[per_image ? n : 0] : 0;
-    return {x + static_cast<int64_t>(n) * height * width * channels, oy * stride_h - padding_h,
-            ox * stride_w - padding_w, static_cast<uint32_t>(zero & 0xff) * 0x01010101u};
+    const int64_t first = (static_cast<int64_t>(n) * height + y) * width + x0;
+    return {x + first * channels,
+            taps_inside(kernel_h, y, dilation_h, height) | taps_inside(kernel_w, x0, dilation_w, width) << 16,
+            static_cast<uint32_t>(zero & 0xff) * 0x01010101u};
   }
 
   __device__ Place place(int at) const {
-    if (at >= k) return {-1, 0, 0};
+    if (at >= k) return {0, ~0u};
     const int tap = by_channels.divide(at);
     const int ky = by_kernel_width.divide(tap);
     const int kx = tap - ky * static_cast<int>(by_kernel_width.divisor);
-    return {ky * dilation_h, kx * dilation_w, at - tap * channels};
+    const int64_t pixels = static_cast<int64_t>(ky) * dilation_h * width + kx * dilation_w;
+    return {pixels * channels + at - tap * channels, 1u << ky | 1u << 16 << kx};
   }
 
   __device__ const uint8_t* address(const Row& row, const Place& place) const {
-    const int iy = row.y + place.y, ix = row.x + place.x;
-    const bool inside = row.image != nullptr && place.y >= 0 &&
-                        static_cast<unsigned>(iy) < static_cast<unsigned>(height) &&
-                        static_cast<unsigned>(ix) < static_cast<unsigned>(width);
-    return inside ? row.image + (static_cast<int64_t>(iy) * width + ix) * channels + place.c : nullptr;
+    return (row.inside & place.tap) == place.tap ? row.start + place.offset : nullptr;
+  }
+
+ private:
+  // Bit i: `first` + i * step lies in [0, size).
+  __device__ static uint32_t taps_inside(int taps, int first, int step, int size) {
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int i = 0; i < taps; ++i) {
+      if (static_cast<unsigned>(first + i * step) < static_cast<unsigned>(size)) bits |= 1u << i;
+    }
+    return bits;
   }
 };
 

@@ -206,6 +206,8 @@ inline Image image_of(const char* op, const Tensor& a, const Geometry& g, int64_
                   g.dilation[0], ", ", g.dilation[1], ") does not fit an input of (", a.size(2), ", ", a.size(3), ")");
   const int64_t oh = height / g.stride[0] + 1, ow = width / g.stride[1] + 1, channels = a.size(1) * element;
   check_range(op, a.size(0) * oh * ow, 1, g.kernel[0] * g.kernel[1] * channels);
+  STD_TORCH_CHECK(g.kernel[0] <= Image::kMostTaps && g.kernel[1] <= Image::kMostTaps, op, ": the kernel is (",
+                  g.kernel[0], ", ", g.kernel[1], "), the CUDA kernel accepts up to ", Image::kMostTaps, " a side");
   for (const int64_t size : {a.size(2), a.size(3), g.padding[0], g.padding[1], g.stride[0], g.stride[1]}) {
     STD_TORCH_CHECK(size < (1 << 30), op, ": the image or its padding is larger than a kernel takes");
   }
@@ -215,6 +217,7 @@ inline Image image_of(const char* op, const Tensor& a, const Geometry& g, int64_
   x.k = static_cast<int>(g.kernel[0] * g.kernel[1] * channels);
   x.height = static_cast<int>(a.size(2)), x.width = static_cast<int>(a.size(3));
   x.channels = static_cast<int>(channels);
+  x.kernel_h = static_cast<int>(g.kernel[0]), x.kernel_w = static_cast<int>(g.kernel[1]);
   x.stride_h = static_cast<int>(g.stride[0]), x.stride_w = static_cast<int>(g.stride[1]);
   x.padding_h = static_cast<int>(g.padding[0]), x.padding_w = static_cast<int>(g.padding[1]);
   x.dilation_h = static_cast<int>(g.dilation[0]), x.dilation_w = static_cast<int>(g.dilation[1]);

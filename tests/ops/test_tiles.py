@@ -239,22 +239,24 @@ def test_what_the_cuda_kernels_serve(capability: tuple[int, int], monkeypatch: p
     out = {"out_dtype": torch.float16}
     for reason in (
         int8_linear.supports(cuda, **out),
-        int8_conv2d.supports(cuda, **out, residual_dtype=torch.bfloat16),
-        sparse_int8_conv2d.supports(cuda, **out, block=(64, 64)),
-        sparse_conv2d.supports(cuda, dtype=torch.bfloat16, in_channels=8),
+        int8_conv2d.supports(cuda, **out, kernel_size=(3, 3), residual_dtype=torch.bfloat16),
+        sparse_int8_conv2d.supports(cuda, **out, kernel_size=(15, 1), block=(64, 64)),
+        sparse_conv2d.supports(cuda, dtype=torch.bfloat16, in_channels=8, kernel_size=(1, 15)),
     ):
         assert reason == ("the CUDA kernels need compute capability 8.0, this GPU has 7.5" if old else None)
-    assert int8_conv2d.supports(cuda, **out, groups=4) == "the CUDA kernel takes one group, not 4"
+    assert int8_conv2d.supports(cuda, **out, kernel_size=(3, 3), groups=4) == "the CUDA kernel takes one group, not 4"
+    assert "up to 15x15, not 3x16" in str(int8_conv2d.supports(cuda, **out, kernel_size=(3, 16)))
+    assert int8_conv2d.supports(torch.device("cpu"), out_dtype=torch.int8, kernel_size=(3, 16)) is None
     for dtype, channels, says in (
         (torch.float32, 8, "not torch.float32"),
         (torch.float16, 12, "multiples of 8, not 12"),
     ):
-        assert says in str(sparse_conv2d.supports(cuda, dtype=dtype, in_channels=channels))
+        assert says in str(sparse_conv2d.supports(cuda, dtype=dtype, in_channels=channels, kernel_size=(3, 3)))
 
 
 def test_what_the_cpu_kernels_serve() -> None:
     cpu = torch.device("cpu")
     for block in blocks.BLOCKS.values():
-        reason = sparse_int8_conv2d.supports(cpu, block=block, out_dtype=torch.float32)
+        reason = sparse_int8_conv2d.supports(cpu, block=block, kernel_size=(3, 3), out_dtype=torch.float32)
         assert (reason is None) == (block in ((1, 4), (4, 4)))
     assert reason == "the CPU kernel takes blocks of 1x4 and 4x4, not 64x128"

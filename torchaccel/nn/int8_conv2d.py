@@ -106,7 +106,7 @@ class Int8Conv2d(Int8Conv):
         self.packed = ops.pack_int8(blocks.matrix_of(self.weight), self.groups, self.in_channels, self.two_four)
 
     def limits(self, device: torch.device) -> str | None:
-        return supports(device, out_dtype=self.output_dtype, groups=self.groups)
+        return supports(device, kernel_size=self.kernel_size, out_dtype=self.output_dtype, groups=self.groups)
 
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype

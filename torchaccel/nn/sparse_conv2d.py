@@ -126,7 +126,7 @@ class SparseConv2d(PackedModule):
         _blocks.set_tiles(self, pack_sparse(*weight, self.in_channels, self.kernel_size))
 
     def limits(self, device: torch.device) -> str | None:
-        return supports(device, dtype=self.values.dtype, in_channels=self.in_channels)
+        return supports(device, dtype=self.values.dtype, in_channels=self.in_channels, kernel_size=self.kernel_size)
 
     def no_gain(self) -> str | None:
         """Why pruning saves nothing as the weights are packed for this device, or None."""

@@ -116,7 +116,7 @@ class SparseInt8Conv2d(Int8Conv):
 
     def limits(self, device: torch.device) -> str | None:
         block = blocks.block_of(self.pattern)
-        return supports(device, block=block, out_dtype=self.output_dtype)
+        return supports(device, block=block, kernel_size=self.kernel_size, out_dtype=self.output_dtype)
 
     def no_gain(self) -> str | None:
         """Why pruning saves nothing as the weights are packed for this device, or None."""

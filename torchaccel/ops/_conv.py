@@ -22,6 +22,13 @@ def output_size(
     return height, width
 
 
+def too_large(kernel_size: Sequence[int]) -> str | None:
+    """Why the CUDA kernels do not take a kernel of this size, or None: they keep one bit for each row and column."""
+    if max(kernel_size) > 15:
+        return f"the CUDA kernel takes kernels of up to 15x15, not {kernel_size[0]}x{kernel_size[1]}"
+    return None
+
+
 def empty_nhwc(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """[N, C, H, W] in channels_last."""
     return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)

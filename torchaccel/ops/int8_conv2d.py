@@ -74,16 +74,23 @@ define(
 
 
 def supports(
-    device: torch.device, *, out_dtype: torch.dtype, residual_dtype: torch.dtype | None = None, groups: int = 1
+    device: torch.device,
+    *,
+    kernel_size: Sequence[int],
+    out_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None = None,
+    groups: int = 1,
 ) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
     if device.type == "cpu" and out_dtype not in (torch.float32, *_check.INT8):
         return f"the CPU kernel writes float32, int8 or uint8, not {out_dtype}"
     if device.type == "cpu" and residual_dtype not in (None, torch.float32, *_check.INT8):
         return f"the CPU kernel adds a residual of float32, int8 or uint8, not {residual_dtype}"
-    if device.type == "cuda" and groups != 1:
+    if device.type != "cuda":
+        return None
+    if groups != 1:
         return f"the CUDA kernel takes one group, not {groups}"
-    return too_old(device)
+    return _conv.too_large(kernel_size) or too_old(device)
 
 
 def int8_conv2d(
@@ -162,5 +169,8 @@ def int8_conv2d(
         )  # fmt: skip
 
     residual_dtype = None if residual is None else residual.dtype
-    reason = supports(a.device, out_dtype=out_dtype, residual_dtype=residual_dtype, groups=groups)
+    kernel_size = b.shape[2:] if b.dim() == 4 else (1, 1)
+    reason = supports(
+        a.device, kernel_size=kernel_size, out_dtype=out_dtype, residual_dtype=residual_dtype, groups=groups
+    )
     return run(OP, a.device, reason, reference, validate, call)

@@ -56,18 +56,18 @@ define(
 )
 
 
-def _refused(dtype: torch.dtype, in_channels: int) -> str | None:
+def _refused(dtype: torch.dtype, in_channels: int, kernel_size: Sequence[int]) -> str | None:
     """What the CUDA kernel does not take, or None."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the CUDA kernel takes torch.float16 and torch.bfloat16, not {dtype}"
     if in_channels % 8:
         return f"the CUDA kernel takes input channels in multiples of 8, not {in_channels}"
-    return None
+    return _conv.too_large(kernel_size)
 
 
-def supports(device: torch.device, *, dtype: torch.dtype, in_channels: int) -> str | None:
+def supports(device: torch.device, *, dtype: torch.dtype, in_channels: int, kernel_size: Sequence[int]) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
-    return None if device.type != "cuda" else _refused(dtype, in_channels) or too_old(device)
+    return None if device.type != "cuda" else _refused(dtype, in_channels, kernel_size) or too_old(device)
 
 
 def pack_sparse(
@@ -82,7 +82,7 @@ def pack_sparse(
     Returns:
         What the arguments `packed`, `tile_columns` and `tile_offsets` take, or None where no kernel wants it.
     """
-    if _refused(values.dtype, in_channels) is not None or not _tiles.wanted(OP, values.device):
+    if _refused(values.dtype, in_channels, kernel_size) is not None or not _tiles.wanted(OP, values.device):
         return None
     return _tiles.pack(blocks.to_matrix(values, columns, row_offsets, kernel_size[0] * kernel_size[1] * in_channels))
 
@@ -159,5 +159,5 @@ def sparse_conv2d(
             tiles, tile_columns, tile_offsets,
         )  # fmt: skip
 
-    reason = supports(x.device, dtype=x.dtype, in_channels=x.shape[1] if x.dim() == 4 else 0)
+    reason = supports(x.device, dtype=x.dtype, in_channels=x.shape[1] if x.dim() == 4 else 0, kernel_size=kernel_size)
     return run(OP, x.device, reason, _reference, validate, call)

@@ -72,13 +72,14 @@ def supports(
     device: torch.device,
     *,
     block: tuple[int, int],
+    kernel_size: Sequence[int],
     out_dtype: torch.dtype,
     residual_dtype: torch.dtype | None = None,
 ) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
     if device.type == "cpu" and block not in CPU_BLOCKS:
         return f"the CPU kernel takes blocks of 1x4 and 4x4, not {block[0]}x{block[1]}"
-    return dense_supports(device, out_dtype=out_dtype, residual_dtype=residual_dtype)
+    return dense_supports(device, kernel_size=kernel_size, out_dtype=out_dtype, residual_dtype=residual_dtype)
 
 
 def pack_sparse_int8(
@@ -192,5 +193,7 @@ def sparse_int8_conv2d(
 
     residual_dtype = None if residual is None else residual.dtype
     block = (values.shape[1], values.shape[2]) if values.dim() == 3 else (0, 0)
-    reason = supports(a.device, block=block, out_dtype=out_dtype, residual_dtype=residual_dtype)
+    reason = supports(
+        a.device, block=block, kernel_size=kernel_size, out_dtype=out_dtype, residual_dtype=residual_dtype
+    )
     return run(OP, a.device, reason, _reference, validate, call)

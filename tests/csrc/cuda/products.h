@@ -7,7 +7,7 @@ namespace torchaccel::cuda {
 
 // What test_emulated_products.py fills in; the same fields in the same order.
 struct Case {
-  int tiling, blocks, whole;  // as in Plan; tiling -1: as the library would choose
+  int tiling, blocks, whole;      // as in Plan; tiling -1: as the library would choose
   int is_signed, two_four, half;  // half: 0 none, 1 float16, 2 bfloat16
   int multiprocessors;
   Weights weights;
@@ -38,6 +38,7 @@ inline Image image_of(const Case& c) {
   x.x = c.x;
   x.rows = c.rows, x.k = c.k;
   x.height = c.height, x.width = c.width, x.channels = c.channels;
+  x.kernel_h = c.kernel[0], x.kernel_w = c.kernel[1];
   x.stride_h = c.stride[0], x.stride_w = c.stride[1];
   x.padding_h = c.padding[0], x.padding_w = c.padding[1];
   x.dilation_h = c.dilation[0], x.dilation_w = c.dilation[1];

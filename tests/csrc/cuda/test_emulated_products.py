@@ -105,6 +105,7 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int, int], dict[str, Any]]] = [
     ((2, 4, 80, 130, 2), {"padding": (0, 1), "stride": (1, 3)}),
     ((1, 6, 20, 17, 3), {"padding": (2, 2)}),
     ((2, 8, 3, 24, 5), {"stride": (2, 2), "padding": (2, 2)}),
+    ((1, 4, 16, 9, 15), {"padding": (7, 8)}),
 ]
 
 
