@@ -41,6 +41,7 @@ def test_what_the_gpu_computes_is_what_the_loader_does(dtype: torch.dtype) -> No
     with Loader(Arrays(IMAGES), 64, steps) as plain, Loader(Arrays(IMAGES), 64, steps) as loader:
         wrapped = cuda_prefetch(loader, "cpu")
         wrapped._normalize = loader.deliver_uint8()
+        assert loader.deliver_uint8() == wrapped._normalize == steps[2], "a second wrapper normalizes too"
         ((pixels, labels),) = loader
         assert pixels.dtype == torch.uint8
         images, _ = wrapped._normalized((pixels, labels))

@@ -97,7 +97,7 @@ class Loader:
         self._steps = tuple(recipe or ())
         self._channels_last = channels_last
         self._plan: Plan | None = plan_for(source, self._steps, channels_last)
-        self._pinned = False
+        self._pinned = self._pixels_only = False
         self._epoch = self._cursor = 0
         self._resuming = False  # the state was loaded, and no iteration began since
         self._engine: Engine | None = None
@@ -171,14 +171,13 @@ class Loader:
 
     def deliver_uint8(self) -> Normalize | None:
         """From now on deliver pixels in pinned memory and leave out Normalize, which is returned: a GPU does it."""
-        if self._plan is None:
-            return None
-        self.close()
-        left_out = next((step for step in self._steps if isinstance(step, Normalize)), None)
-        self._steps = tuple(step for step in self._steps if step is not left_out)
-        self._plan = plan_for(self.source, self._steps, self._channels_last)
-        self._pinned = torch.cuda.is_available()
-        return left_out
+        normalize = next((step for step in self._steps if isinstance(step, Normalize)), None)
+        if self._plan is not None and not self._pixels_only:
+            self.close()
+            steps = [step for step in self._steps if step is not normalize]
+            self._plan = plan_for(self.source, steps, self._channels_last)
+            self._pinned, self._pixels_only = torch.cuda.is_available(), True
+        return normalize
 
     def _started(self) -> tuple[Engine, Ring | None]:
         if self._process != os.getpid():
