@@ -141,27 +141,6 @@ __device__ inline void mma_sp(typename Sum<X>::type (&d)[4], const uint32_t (&a)
 }
 #undef TORCHACCEL_MMA_SP
 
-// c + the four products of the bytes of w (signed) and x (of type X).
-template <typename X>
-__device__ inline int32_t dp4a(uint32_t x, uint32_t w, int32_t c) {
-  int32_t d;
-  if constexpr (X(-1) < X(0)) {
-    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(w), "r"(c));
-  } else {
-    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(w), "r"(c));
-  }
-  return d;
-}
-
-// 16 bytes that are read once: from global memory past L1.
-__device__ inline uint4 load_once(const void* global) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(global));
-  return v;
-}
-
 }  // namespace torchaccel::cuda::ptx
 
 #endif

@@ -165,11 +165,4 @@ const Collective& mma_sparse(Type type, int selector) { return kSparse[static_ca
 const Collective& load_matrices(int count) { return kLoadMatrices[count / 4]; }
 const Collective shuffle = {"a shuffle", run_shuffle};
 
-void check_global_read(const void* global, int bytes) {
-  const void* at = __builtin_return_address(0);
-  if (reinterpret_cast<uintptr_t>(global) % bytes != 0)
-    fail(at, "loads from %p, not aligned to %d bytes", global, bytes);
-  check(global, bytes, false, at);
-}
-
 }  // namespace emulate

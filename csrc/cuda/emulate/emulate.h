@@ -53,9 +53,6 @@ void copy_async(void* shared, const void* global, int bytes);
 void commit_copies();
 void wait_copies(int pending);
 
-// For loads that the hooks do not see.
-void check_global_read(const void* global, int bytes);
-
 // Types of mma's B operand.
 enum class Type { kInt8, kUint8, kHalf, kBfloat16 };
 

@@ -68,21 +68,4 @@ inline void mma_sp(typename Sum<X>::type (&d)[4], const uint32_t (&a)[4], const 
   std::memcpy(d, given.d, sizeof(d));
 }
 
-template <typename X>
-inline int32_t dp4a(uint32_t x, uint32_t w, int32_t c) {
-  auto sum = static_cast<uint32_t>(c);
-  for (int i = 0; i < 4; ++i) {
-    const int term = static_cast<X>(x >> 8 * i & 255) * static_cast<int8_t>(w >> 8 * i & 255);
-    sum += static_cast<uint32_t>(term);
-  }
-  return static_cast<int32_t>(sum);
-}
-
-inline uint4 load_once(const void* global) {
-  emulate::check_global_read(global, sizeof(uint4));
-  uint4 v;
-  std::memcpy(&v, global, sizeof(v));
-  return v;
-}
-
 }  // namespace torchaccel::cuda::ptx

@@ -39,14 +39,6 @@ struct MmaSp {
   }
 };
 
-template <typename X>
-struct Dp4a {
-  static constexpr int kIn = 3, kOut = 1, kShared = 0;
-  __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
-    out[0] = static_cast<uint32_t>(ptx::dp4a<X>(in[0], in[1], static_cast<int32_t>(in[2])));
-  }
-};
-
 // Lane i writes 16 bytes to row i of shared memory, and gives the address of row in[4].
 template <int kMatrices>
 struct Ldmatrix {
@@ -88,20 +80,10 @@ struct CpAsync {
   }
 };
 
-struct LoadOnce {
-  static constexpr int kIn = 4, kOut = 4, kShared = 0;
-  __device__ static void run(const uint32_t* in, uint32_t (&out)[kOut]) {
-    const uint4 v = ptx::load_once(in + threadIdx.x * kIn);
-    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
-  }
-};
-
 template <typename Instruction>
 constexpr bool kFromGlobal = false;
 template <int kBytes>
 constexpr bool kFromGlobal<CpAsync<kBytes>> = true;
-template <>
-constexpr bool kFromGlobal<LoadOnce> = true;
 
 // in: [32, kIn] words, out: [32, kOut] words.
 template <typename Instruction>
@@ -141,14 +123,11 @@ inline constexpr Vector kVectors[] = {
     vector<MmaSp<__half, 1>>("mma_sp float16, selector 1"),
     vector<MmaSp<__nv_bfloat16, 0>>("mma_sp bfloat16, selector 0"),
     vector<MmaSp<__nv_bfloat16, 1>>("mma_sp bfloat16, selector 1"),
-    vector<Dp4a<int8_t>>("dp4a int8"),
-    vector<Dp4a<uint8_t>>("dp4a uint8"),
     vector<Ldmatrix<4>>("ldmatrix_x4"),
     vector<Ldmatrix<2>>("ldmatrix_x2"),
     vector<CpAsync<4>>("cp_async 4"),
     vector<CpAsync<8>>("cp_async 8"),
     vector<CpAsync<16>>("cp_async 16"),
-    vector<LoadOnce>("load_once"),
 };
 
 inline const Vector* find(const char* name) {

@@ -125,14 +125,6 @@ def _metadata(nibbles: np.ndarray, dtype: str, selector: int) -> Words:
     return words
 
 
-def dp4a(dtype: str, seed: int) -> tuple[Words, Words]:
-    draw = Integers(seed).draw
-    low, high = (0, 256) if dtype == "uint8" else (-128, 128)
-    x, w, c = draw(low, high, 32, 4), draw(-128, 128, 32, 4), draw(-(1 << 30), 1 << 30, 32, 1)
-    given = [encode(x, dtype), encode(w, "int8"), sums(c, "int8")]
-    return np.hstack(given), sums(c + (x * w).sum(1, keepdims=True), "int8")
-
-
 def ldmatrix(matrices: int, seed: int) -> tuple[Words, Words]:
     """Lane i's address is that of row i % 8 of matrix i / 8; the rows are shuffled."""
     memory = _words(seed, 4)
@@ -144,11 +136,6 @@ def ldmatrix(matrices: int, seed: int) -> tuple[Words, Words]:
 def cp_async(size: int, seed: int) -> tuple[Words, Words]:
     given = _words(seed, 2 * size // 4)
     return given, given[LANES ^ 1]
-
-
-def load_once(seed: int) -> tuple[Words, Words]:
-    given = _words(seed, 4)
-    return given, given
 
 
 def _words(seed: int, count: int) -> Words:
@@ -168,10 +155,8 @@ VECTORS: dict[str, Callable[[], tuple[Words, Words]]] = {
         for dtype in ("float16", "bfloat16")
         for selector in (0, 1)
     },
-    **{f"dp4a {dtype}": lambda dtype=dtype: dp4a(dtype, 400 + len(dtype)) for dtype in ("int8", "uint8")},
     **{f"ldmatrix_x{n}": lambda n=n: ldmatrix(n, 500 + n) for n in (4, 2)},
     **{f"cp_async {size}": lambda size=size: cp_async(size, 600 + size) for size in (4, 8, 16)},
-    "load_once": lambda: load_once(700),
 }
 
 

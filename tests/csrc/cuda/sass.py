@@ -42,12 +42,12 @@ class Kernel:
         return _count(self.instructions, pattern)
 
     def in_main_loop(self, pattern: str) -> int:
-        """`count` within the smallest loop that holds a matrix product (or dp4a), 0 without one."""
+        """`count` within the smallest loop that holds a matrix product, 0 without one."""
         loops = [
             [i for i in self.instructions if target <= i.address <= branch]
             for target, branch in _loops(self.instructions)
         ]
-        return _count(min((loop for loop in loops if _count(loop, r"[IH]MMA\.|IDP\.4A")), key=len, default=[]), pattern)
+        return _count(min((loop for loop in loops if _count(loop, r"[IH]MMA\.")), key=len, default=[]), pattern)
 
 
 def _count(instructions: tuple[Instruction, ...] | list[Instruction], pattern: str) -> int:

@@ -13,22 +13,11 @@ void write_past_the_end(Memory m, bool sin) {
   if (sin) m.out[me() + 1] = 1;
 }
 
-void load_past_the_end(Memory m, bool sin) {
-  const uint4 v = ptx::load_once(m.in + me() / 4 * 4 + (sin ? 4 : 0));
-  m.out[me()] = static_cast<int>(reinterpret_cast<const uint32_t*>(&v)[me() % 4]);
-}
-
 void unaligned_load(Memory m, bool sin) {
   const int at = me() / 4 * 4;
   const int4 v = *reinterpret_cast<const int4*>(m.in + (sin && at < 60 ? at + 1 : at));
   const int given[4] = {v.x, v.y, v.z, v.w};
   m.out[me()] = given[me() % 4];
-}
-
-void unaligned_load_once(Memory m, bool sin) {
-  const int at = me() / 4 * 4;
-  const uint4 v = ptx::load_once(m.in + (sin && at < 60 ? at + 1 : at));
-  m.out[me()] = static_cast<int>(reinterpret_cast<const uint32_t*>(&v)[me() % 4]);
 }
 
 void input_written(Memory m, bool sin) {
@@ -146,9 +135,7 @@ void endless(Memory m, bool sin) {
 constexpr Sin kSins[] = {
     {"read_past_the_end", read_past_the_end},
     {"write_past_the_end", write_past_the_end},
-    {"load_past_the_end", load_past_the_end},
     {"unaligned_load", unaligned_load},
-    {"unaligned_load_once", unaligned_load_once},
     {"input_written", input_written},
     {"written_twice", written_twice},
     {"not_written", not_written},

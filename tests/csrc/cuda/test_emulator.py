@@ -46,9 +46,7 @@ SHARED = {
 GLOBAL = {
     "read_past_the_end": "reads 4 bytes at no buffer, 0 bytes past the end of argument 2",
     "write_past_the_end": "writes 4 bytes at no buffer, 0 bytes past the end of argument 4|a second time",
-    "load_past_the_end": "reads 16 bytes at no buffer, 0 bytes past the end of argument 2",
     "unaligned_load": UNALIGNED,
-    "unaligned_load_once": UNALIGNED,
     "input_written": "writes byte .* of argument 2, an input",
     "written_twice": "writes byte .* of argument 4 a second time",
     "not_written": "byte 68 of argument 4 was never written",
