@@ -80,7 +80,6 @@ VECTOR_RULES = (
     Rule(r"CpAsync<16>", has=(r"LDGSTS\.E\.BYPASS\.128",)),
     Rule(r"CpAsync<8>", has=(r"LDGSTS\.E\.64",)),
     Rule(r"CpAsync<4>", has=(r"LDGSTS\.E$",)),
-    Rule(r"LoadOnce", has=(r"LDG\.E\.NA\.128\.CONSTANT",)),
 )
 
 
