@@ -46,9 +46,11 @@ NORMALIZED = [*TRAIN, tad.Normalize(peers.MEAN, peers.STD)]
 
 def write_photos(folder: Path, count: int) -> list[str]:
     """JPEGs of real photographs: random parts, reduced to the size, so that they have detail at every pixel."""
-    import skimage.data
-    from PIL import Image
-
+    try:
+        import skimage.data
+        from PIL import Image
+    except ImportError as error:
+        raise SystemExit(f"bench_loader: {error}; `pip install scikit-image` brings the photographs") from error
     dice = random.Random(0)
     photos = [Image.open(Path(skimage.data.__file__).parent / name).convert("RGB") for name in PHOTOS]
     (folder / "photos").mkdir()

@@ -134,7 +134,8 @@ void Pool::work() {
     failed ? ++stats_.failed : ++stats_.samples;
     job->finished[position] = 1;
     if (failed) job->failures.push_back({static_cast<int>(position), std::move(reason)});
-    if (--job->left == 0 || running_ == 0) done_.notify_all();
+    // Whoever cancels waits for the last sample of all.
+    if (--job->left == 0 || (running_ == 0 && queue_.empty())) done_.notify_all();
   }
 }
 
