@@ -211,9 +211,11 @@ def main() -> int:
     parser.add_argument("files", nargs="*", default=list(SOURCES), help="by default all")
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--line", type=int, default=0)
+    parser.add_argument("--operator", help="of mutants_operators.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--verdicts", type=Path, help="where to write all verdicts, as JSON")
     options = parser.parse_args()
+    part = options.sample or options.line or options.operator
     os.nice(5)
     torch.set_num_threads(1)  # a fork has no threads
     known = reasons()
@@ -225,7 +227,7 @@ def main() -> int:
             mutant
             for file in options.files
             for mutant in mutants(file, (csrc / file).read_text(), SOURCES[file].but)
-            if options.line in (0, mutant.line)
+            if options.line in (0, mutant.line) and options.operator in (None, mutant.operator)
         ]
         every = {key(mutant) for mutant in chosen}
         if options.sample:
@@ -250,12 +252,12 @@ def main() -> int:
         options.verdicts.write_text(json.dumps(entries, indent=0))
     survivors = {key(mutant) for mutant, verdict in verdicts.items() if verdict.kind == "survives"}
     unexplained = survivors - set(known)
-    stale = {k for k in known if k[0] in options.files and not options.line and k not in every}
+    stale = {k for k in known if k[0] in options.files and not part and k not in every}
     stale |= {key(mutant) for mutant in verdicts} & set(known) - survivors
     print(f"{len(survivors)} survive, {len(unexplained)} of them without a reason")
     for each in sorted(stale):
         print("no survivor any more:", *each, sep="  ")
-    return int(bool(unexplained or stale) or not (enough or options.sample or options.line))
+    return int(bool(unexplained or stale) or not (enough or part))
 
 
 if __name__ == "__main__":

@@ -71,10 +71,13 @@ def matrix() -> Part:
     each_row.scale_a, each_row.scale_b = floats(37).abs(), floats(24, seed=1).abs()
     each_row.zero_point = torch.arange(37, dtype=torch.int32) - 18
     each_row.x = each_row.x.view(37, 1, 1, 64)
+    each_image = replace(each_row, x=integers(18, 1, 2, 64), tiling=0)
+    each_image.scale_a, each_image.zero_point = (each_row.scale_a[:18], each_row.zero_point[:18])
     checks = [
         *everywhere(full, (0, 1, 2)),
         *everywhere(product(50, 130, 80, blocks=1)),
         *everywhere(each_row, (0,)),
+        equal(each_image),
         *everywhere(product(1, 1, 16)),
         equal(product(40, 600, 16, tiling=0, whole=13)),  # more bands than go in a group
         equal(product(20, 512, 16, tiling=0)),  # as many

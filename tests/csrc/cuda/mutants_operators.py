@@ -108,7 +108,7 @@ def _number(pattern: str, change: Callable[[str], str]) -> Callable[[str], Itera
     """Group 1 of the pattern, changed."""
 
     def edits(code: str) -> Iterator[Edit]:
-        for match in re.finditer(pattern, code):
+        for match in re.finditer(pattern, code, flags=re.M):
             yield match.start(1), match.end(1), change(match[1])
 
     return edits
@@ -147,6 +147,10 @@ def _halved(number: str) -> str:
     return f"{int(number.rstrip('u'), 0) >> 1:#x}" + "u" * number.endswith("u")
 
 
+ASSIGNMENT_OR_CALL = (
+    r"^ *((?:[\w:.]+(?:\[[^\]\n]*\])* = [^\n]*"
+    r"|(?!return|using|static|constexpr|__sync|ptx::cp_async)[\w:.]+(?:<[^;\n]*>)?\([^\n]*\));)$"
+)
 RELATIONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 OPERATORS: dict[str, Callable[[str], Iterator[Edit]]] = {
     "barrier": _replaced(r"__sync(?:threads|warp)\(\);", ";"),
@@ -171,6 +175,7 @@ OPERATORS: dict[str, Callable[[str], Iterator[Edit]]] = {
     "call": _calls(r"__frcp_rn|__fsqrt_rn|fabsf", lambda a: [f"({a[0]})"]),
     "guard": _guards,
     "choice": _replaced(r"(?<=[\w)\]]) \? ", " || true ? ", " && false ? "),
+    "statement": _number(ASSIGNMENT_OR_CALL, lambda statement: ";"),
     "logic": _swapped(r"(?<=[\w)\]]) (&&|\|\|) ", {"&&": "||", "||": "&&"}),
 }  # fmt: skip
 
