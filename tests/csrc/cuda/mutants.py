@@ -160,6 +160,8 @@ def run(pending: Iterable[Mutant], csrc: Path, jobs: int) -> Iterator[tuple[Muta
             try:
                 kind, text = here.recv()
             except EOFError:
+                if process.exitcode >= 0:
+                    raise RuntimeError(f"no verdict on {mutant}") from None
                 kind, text = "endless" if -process.exitcode in OUT_OF_TIME else "crash", f"signal {-process.exitcode}"
             here.close()
             yield mutant, Verdict(kind, text, time.monotonic() - start)
@@ -187,6 +189,7 @@ def table(verdicts: dict[Mutant, Verdict]) -> tuple[str, bool]:
         counts = "".join(f"{kinds[kind]:>10}" for kind in KINDS)
         lines.append(f"{file:<20}{total:>9}{killed:>8}{100 * killed / total:>7.1f}{counts}")
     invalid = sum(verdict.kind == "compile" for verdict in verdicts.values())
+    enough &= invalid <= len(verdicts) // 10  # else it is not the mutants that do not compile
     return "\n".join([*lines, f"{invalid} more do not compile and are not counted"]), enough
 
 
@@ -245,15 +248,16 @@ def main() -> int:
             elif len(verdicts) % 50 == 0:
                 print(f"{len(verdicts)} of {len(chosen)} after {time.monotonic() - start:.0f} s")
             sys.stdout.flush()
-    summary, enough = table({mutant: verdicts[mutant] for mutant in chosen})
-    print(summary)
     if options.verdicts:
         entries = [[*key(m), m.line, v.kind, v.text, round(v.seconds, 1)] for m, v in verdicts.items()]
         options.verdicts.write_text(json.dumps(entries, indent=0))
+    summary, enough = table({mutant: verdicts[mutant] for mutant in chosen})
+    print(summary)
     survivors = {key(mutant) for mutant, verdict in verdicts.items() if verdict.kind == "survives"}
     unexplained = survivors - set(known)
-    stale = {k for k in known if k[0] in options.files and not part and k not in every}
-    stale |= {key(mutant) for mutant in verdicts} & set(known) - survivors
+    stale = {key(mutant) for mutant in verdicts} & set(known) - survivors
+    if not part:
+        stale |= {each for each in known if each[0] in options.files and each not in every}
     print(f"{len(survivors)} survive, {len(unexplained)} of them without a reason")
     for each in sorted(stale):
         print("no survivor any more:", *each, sep="  ")

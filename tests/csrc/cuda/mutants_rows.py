@@ -117,7 +117,9 @@ def gemv_int8() -> Part:
     for i, k in enumerate((1, 16, 63, 64, 65, 1000, 1024, 1100, 2048)):
         for channels in (16, 32, 64):
             case(i % 8 + 1, (130, 17, 64, 31, 72)[i % 5], k, channels=channels)
-    for i, (m, n, k) in enumerate(((1, 33, 2100), (8, 64, 1030), (3, 17, 64), (5, 130, 500), (8, 128, 2080), (8, 132, 1030))):
+    for i, (m, n, k) in enumerate(
+        ((1, 33, 2100), (8, 64, 1030), (3, 17, 64), (5, 130, 500), (8, 128, 2080), (8, 132, 1030))
+    ):
         for splits in (2, 3, 16):
             case(m, n, k, channels=16 << (i + splits) % 3, splits=splits)
     x, b = gemv.integers(4 * 128 + 3)[3:].view(4, 128), gemv.integers(20, 128)  # at an odd address
