@@ -63,18 +63,20 @@ extern "C" void add_int8(const void* a, int64_t a_type, const void* b, int64_t b
   add(static_cast<Type>(a_type), a, n, e, bytes_of(e.out_type), nullptr);
 }
 
-// out: launches, the most items of one, and images in all; of `images` with `channels` per output pixel.
+// Of `images` with `channels` at each of height x width pixels, input and output alike. out: launches, the most items
+// of one, and the images that the launches take one after the other, each from where its input lies.
 extern "C" void pool_plan(int64_t images, int64_t height, int64_t width, int64_t channels, int64_t* out) {
   Pool p = {};
   p.images = images;
   p.channels = static_cast<int>(channels);
-  p.out_height = static_cast<int>(height);
-  p.out_width = static_cast<int>(width);
+  p.height = p.out_height = static_cast<int>(height);
+  p.width = p.out_width = static_cast<int>(width);
   int64_t launches = 0, most = 0, seen = 0;
   for_images(p, 1, 1, [&](const Pool& part, const PoolItems& items, int64_t first) {
     ++launches;
     most = std::max<int64_t>(most, items.count);
-    if (first == seen) seen += part.images;
+    const auto at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(part.data));
+    if (first == seen && at == first * height * width * channels) seen += part.images;
   });
   out[0] = launches, out[1] = most, out[2] = seen;
 }
