@@ -182,5 +182,9 @@ def pools() -> Part:
         checks.append(lambda kernels, n=n: pool.test_add(kernels, n))
     checks.append(lambda kernels: pool.test_add_at_any_address(kernels, 1))
     checks.append(lambda kernels: pool.test_add_at_any_address(kernels, 8))
-    checks.append(pool.test_many_images_go_in_launches_that_32_bit_indices_hold)
+    many = pool.test_many_images_go_in_launches_that_32_bit_indices_hold
+    checks += [
+        lambda kernels: many(kernels, 1 << 20, 112, 64, 393),
+        lambda kernels: many(kernels, 2**24 - 4, 1, 256, 2),
+    ]
     return Part("pool_int8", checks)
