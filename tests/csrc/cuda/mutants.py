@@ -4,8 +4,8 @@
     python tests/csrc/cuda/mutants.py --sample 40           # that many, spread evenly
     python tests/csrc/cuda/mutants.py gemm.cuh --line 140   # those of a file, or of a line, with what killed them
 
-A mutant is killed by a wrong result, by a report of the emulator, by bank conflicts, by a crash or by running for too
-long. Those that survive must be in mutants_survivors.json with the reason why nothing can see them; any other, or one
+A mutant is killed by a wrong result, by a report of the emulator (a race, or an access out of bounds), by bank conflicts,
+by more accesses to memory than the kernel takes, by a crash or by running for too long. Those that survive must be in mutants_survivors.json with the reason why nothing can see them; any other, or one
 of the list that is killed or is no mutant any more, is an error, and so is a file below 90%.
 """
 
@@ -41,7 +41,7 @@ SURVIVORS = Path(__file__).with_name("mutants_survivors.json")
 LEAST = 0.9  # of a file's mutants, killed
 CPU_SECONDS = 5  # of a mutant's run, which takes half of one when all is well
 OUT_OF_TIME = (signal.SIGXCPU, signal.SIGKILL)
-KINDS = ("result", "race", "bounds", "conflict", "crash", "endless")
+KINDS = ("result", "race", "bounds", "conflict", "slower", "crash", "endless")
 PRODUCTS = (battery.image, battery.matrix, battery.pieces, battery.two_four, battery.halves)
 
 
@@ -62,7 +62,7 @@ SOURCES = {
     "product.cuh": Source((battery.matrix, battery.chosen), ("facts_of",)),  # where a wrong choice costs time alone
     "products.cuh": Source((battery.chosen,), ("run_dense_int8",)),  # whose many tilings take long to compile
     "gemv.cuh": Source((rows.gemv_int8, rows.gemv_float), ("gemv_plan", "gemv_workspace")),
-    "quantize_int8.cuh": Source((rows.quantize_part,)),
+    "quantize_int8.cuh": Source((rows.quantize_part, rows.norm)),
     "norm_quantize.cuh": Source((rows.norm,)),
     "pool_int8.cuh": Source((rows.pools,)),
     "add_int8.cuh": Source((rows.pools,)),
@@ -82,6 +82,8 @@ def kind_of(report: str) -> str:
         return "race"
     if "bank conflicts" in report:
         return "conflict"
+    if "more accesses" in report:
+        return "slower"
     if "endless" in report:
         return "endless"
     return "bounds" if re.search(r" on Machine\(", report) else "result"

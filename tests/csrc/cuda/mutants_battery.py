@@ -59,6 +59,36 @@ def equal(problem: Problem, machine: Machine = MACHINES[0], want: Tensor | None 
     return check
 
 
+class Sparing:
+    """A run that must take no more accesses to memory than at first, when the kernel was not changed yet.
+
+    So die mutants that go a slower way to the same result: one that reads twice, or bytes where vectors would do.
+    """
+
+    def __init__(self, run: Callable[[Kernels, Machine], Any]) -> None:
+        self.run, self.limit = run, 0
+
+    def __call__(self, kernels: Kernels) -> None:
+        if self.limit == 0:
+            low, high = 0, 1 << 24
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self.lives(kernels, middle) else (middle, high)
+            self.limit = high
+        try:
+            self.run(kernels, Machine(accesses=self.limit))
+        except AssertionError as error:
+            assert "endless" not in str(error), "takes more accesses"
+            raise
+
+    def lives(self, kernels: Kernels, limit: int) -> bool:
+        try:
+            self.run(kernels, Machine(accesses=limit))
+        except AssertionError:
+            return False
+        return True
+
+
 def everywhere(problem: Problem, tilings: tuple[int, ...] = (0, 1), **settings: Any) -> list[Check]:
     """On each machine, in each of the tilings."""
     return [equal(replace(problem, tiling=tiling), machine, **settings) for tiling in tilings for machine in MACHINES]
@@ -128,6 +158,9 @@ def epilogues() -> list[Check]:
             smooth = activation in ("gelu", "silu")  # erf and exp differ in their last bits
             step = 1 if out_dtype in INT8 else torch.finfo(out_dtype).eps * 8
             checks.append(equal(problem, MACHINES[(i + j) % 3], tolerance=step if smooth else 0))
+    for problem in (product(16, 128, 64, tiling=1), product(16, 64, 64, tiling=0, residual=floats(1, 16, 1, 64))):
+        problem.scale_b = torch.ones(problem.weight.shape[0])
+        checks.append(Sparing(lambda kernels, machine, p=problem: product_case.run(kernels, p, machine)))
     special = product(8, 16, 64, tiling=0, activation="relu")
     special.scale_b = torch.tensor([float("nan"), float("inf"), -float("inf")] + [1.0] * 13)
     large = product(8, 16, 64, tiling=0)  # saturates, and beyond what is exact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import test_emulated_gemv as gemv
 import test_emulated_pool_int8 as pool
 import test_emulated_quantize_int8 as quantize
 from harness import Kernels, Machine, output
-from mutants_battery import INT8, MACHINES, Check, Part, small
+from mutants_battery import INT8, MACHINES, Check, Part, Sparing, small
 from torchaccel.ops import _epilogue
 from torchaccel.ops.quantize_int8 import _dynamic_reference
 
@@ -33,6 +34,9 @@ def quantize_part() -> Part:
             rows(x, target)
             if width:
                 tensor(x[:2].contiguous(), 0.037, (None, 7, 300)[width % 3], target)
+    for shape in ((9, 512), (2, 516), (2, 8192), (3, 130)):
+        x = quantize.sample(*shape)
+        checks.append(Sparing(lambda kernels, machine, x=x: quantize_each(kernels, x, machine)))
     checks += [
         lambda kernels: quantize.test_special_values(kernels, torch.int8),
         lambda kernels: quantize.test_special_values(kernels, torch.uint8),
@@ -42,6 +46,15 @@ def quantize_part() -> Part:
         quantize.test_more_rows_than_one_block_takes,
     ]
     return Part("quantize_int8", checks, "-O1")  # at -O0 what a call returns is stored past the hooks
+
+
+def quantize_each(kernels: Kernels, x: Tensor, machine: Machine) -> None:
+    rows, k = x.shape
+    q, scale, zero_point = torch.empty(rows, k, dtype=torch.int8), torch.empty(rows), torch.empty(rows).int()
+    outputs = map(output, (q, scale, zero_point))
+    kernels.run("quantize_rows", b"f", b"s", x, *outputs, rows, k, machine=machine)
+    q = torch.empty(rows, k, dtype=torch.int8)
+    kernels.run("quantize_tensor", b"f", b"s", x, output(q), scale[:1], None, x.numel(), machine=machine)
 
 
 def even(rows: int, k: int, dtype: torch.dtype, seed: int, offset: int = 0) -> Tensor:
@@ -63,7 +76,9 @@ def normalized(x: Tensor, eps: float, centred: bool) -> Tensor:
     return torch.from_numpy(y * factor)
 
 
-def norm_check(x: Tensor, terms: dict[str, Tensor | None], centred: bool, static: bool, machine: Machine) -> Check:
+def norm_check(
+    x: Tensor, terms: dict[str, Tensor | None], centred: bool, static: bool
+) -> Callable[[Kernels, Machine], None]:
     rows, k = x.shape
     letter, target = (b"f", torch.int8) if x.dtype == torch.float32 else (b"h", torch.uint8)
     weight, bias, eps = terms["weight"], terms["bias"], 2.0**-10
@@ -77,7 +92,7 @@ def norm_check(x: Tensor, terms: dict[str, Tensor | None], centred: bool, static
     else:
         want = _dynamic_reference(y, target)
 
-    def check(kernels: Kernels) -> None:
+    def check(kernels: Kernels, machine: Machine) -> None:
         q, scale = torch.empty(rows, k, dtype=target), torch.empty(rows)
         zero_point = torch.empty(rows, dtype=torch.int32)
         given = (output(q), None, None) if static else (output(q), output(scale), output(zero_point))
@@ -92,7 +107,19 @@ def norm_check(x: Tensor, terms: dict[str, Tensor | None], centred: bool, static
 
 def norm() -> Part:
     checks: list[Check] = []
-    shapes = [(11, 8), (9, 4), (3, 1024), (9, 1032), (2, 2048), (2, 8192), (2, 8200), (1, 1), (20, 37), (2, 1500)]
+    shapes = [
+        (11, 8),
+        (9, 4),
+        (3, 1024),
+        (9, 1032),
+        (2, 2048),
+        (2, 8192),
+        (2, 8200),
+        (1, 1),
+        (20, 37),
+        (2, 1500),
+        (2, 8201),
+    ]
     for i, (rows, k) in enumerate(shapes):
         for j, dtype in enumerate((torch.float32, torch.float16)):
             for static in (False, True):
@@ -102,7 +129,10 @@ def norm() -> Part:
                     "zero_point": None if i % 2 else torch.tensor([17], dtype=torch.int32),
                 }
                 x = even(rows, k, dtype, seed=k, offset=(i + j) % 3 == 2)
-                checks.append(norm_check(x, terms, (i + j + static) % 2 == 0, static, MACHINES[(i + j) % 3]))
+                run = norm_check(x, terms, (i + j + static) % 2 == 0, static)
+                checks.append(lambda kernels, run=run, machine=MACHINES[(i + j) % 3]: run(kernels, machine))
+                if not static:
+                    checks.append(Sparing(run))
     return Part("mutants_norm", checks, "-O1")
 
 
@@ -125,6 +155,14 @@ def gemv_int8() -> Part:
     x, b = gemv.integers(4 * 128 + 3)[3:].view(4, 128), gemv.integers(20, 128)  # at an odd address
     want = (x.int() @ b.int().T).float()
     checks.append(lambda kernels: _equal(gemv.product(kernels, x, b, torch.float32, channels=32), want))
+    for channels in (16, 32, 64):
+        checks.append(
+            Sparing(
+                lambda kernels, machine, n=channels: gemv.check_int8(
+                    kernels, 4, n, 128 + 16, torch.int8, 0, channels=n, machine=machine
+                )
+            )
+        )
     return Part("mutants_gemv_int8", checks)
 
 
@@ -165,6 +203,20 @@ def gemv_float() -> Part:
     return Part("mutants_gemv_float", checks)
 
 
+def pool_each(kernels: Kernels, channels: int, windows: tuple, machine: Machine) -> None:
+    a = pool.images(1, channels, windows[-1], torch.int8)
+    kernel, stride, padding = windows[:3]
+    out = torch.float32 if len(windows) == 5 else torch.int8
+    want = torch.nn.functional.avg_pool2d(a.float(), kernel, stride, padding, ceil_mode=windows[-2])
+    got, geometry = pool.nhwc(tuple(want.shape), out), pool.geometry(a, want, kernel, stride, padding, (1, 1))
+    if len(windows) == 5:
+        scale = torch.ones(1)
+        arguments = b"s", a, output(got), geometry, 0, 0, scale, None, None, None
+        kernels.run("avg_pool_int8", *arguments, machine=machine)
+    else:
+        kernels.run("max_pool_int8", b"s", a, output(got), geometry, machine=machine)
+
+
 def pools() -> Part:
     checks: list[Check] = []
     for i, windows in enumerate(pool.MAX_WINDOWS):
@@ -182,6 +234,13 @@ def pools() -> Part:
         checks.append(lambda kernels, n=n: pool.test_add(kernels, n))
     checks.append(lambda kernels: pool.test_add_at_any_address(kernels, 1))
     checks.append(lambda kernels: pool.test_add_at_any_address(kernels, 8))
+    for size, windows in (
+        (16, pool.MAX_WINDOWS[0]),
+        (20, pool.MAX_WINDOWS[0]),
+        (16, pool.AVG_WINDOWS[0]),
+        (48, pool.AVG_WINDOWS[3]),
+    ):
+        checks.append(Sparing(lambda kernels, machine, c=size, w=windows: pool_each(kernels, c, w, machine)))
     many = pool.test_many_images_go_in_launches_that_32_bit_indices_hold
     checks += [
         lambda kernels: many(kernels, 1 << 20, 112, 64, 393),
