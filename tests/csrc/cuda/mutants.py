@@ -4,9 +4,10 @@
     python tests/csrc/cuda/mutants.py --sample 40           # that many, spread evenly
     python tests/csrc/cuda/mutants.py gemm.cuh --line 140   # those of a file, or of a line, with what killed them
 
-A mutant is killed by a wrong result, by a report of the emulator (a race, or an access out of bounds), by bank conflicts,
-by more accesses to memory than the kernel takes, by a crash or by running for too long. Those that survive must be in mutants_survivors.json with the reason why nothing can see them; any other, or one
-of the list that is killed or is no mutant any more, is an error, and so is a file below 90%.
+A mutant is killed by a wrong result, by a report of the emulator (a race, or an access out of bounds), by bank
+conflicts, by more accesses to memory than the kernel takes, by a crash or by running for too long. Those that survive
+must be in mutants_survivors.json with the reason why nothing can see them; any other, or one of the list that is killed
+or is no mutant any more, is an error, and so is a file below 90%.
 """
 
 from __future__ import annotations
