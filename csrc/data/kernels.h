@@ -26,6 +26,8 @@ struct Kernels {
   void (*across)(const uint8_t* row, const Weights& weights, int channels, uint8_t* out);
   // out[i] = sum_k weight[k] * rows[k][i].
   void (*down)(const uint8_t* const* rows, const int32_t* weight, int count, int bytes, uint8_t* out);
+  // The pixels in reverse. Reads up to kRowSlack bytes behind the last pixel.
+  void (*reverse)(const uint8_t* row, int size, int channels, uint8_t* out);
   // Pixels of 3 bytes into 3 planes.
   void (*split)(const uint8_t* row, int size, int64_t plane, uint8_t* out);
   // out[i] = table[channel of i][row[i]], interleaved as the row is, or in planes.

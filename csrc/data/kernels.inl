@@ -2,6 +2,7 @@
 // the linker could pick a copy compiled for a newer processor.
 
 // The includer's:
+static void reverse(const uint8_t* row, int size, int channels, uint8_t* out);
 static void across(const uint8_t* row, const Weights& weights, int channels, uint8_t* out);
 static void down(const uint8_t* const* rows, const int32_t* weight, int count, int bytes, uint8_t* out);
 
@@ -36,6 +37,12 @@ static void down_from(int i, const uint8_t* const* rows, const int32_t* weight, 
     for (int k = 0; k < count; ++k) sum += rows[k][i] * weight[k];
     sum >>= kWeightBits;
     out[i] = static_cast<uint8_t>(sum > 255 ? 255 : sum);
+  }
+}
+
+static void reverse_pixels(const uint8_t* row, int size, int channels, uint8_t* out) {
+  for (int x = 0; x < size; ++x) {
+    for (int c = 0; c < channels; ++c) out[(size - 1 - x) * channels + c] = *row++;
   }
 }
 
@@ -77,5 +84,6 @@ static void planes(const uint8_t* row, const T* table, int size, int channels, i
 }
 
 Kernels make() {
-  return {kName, across, down, split, interleaved<float>, interleaved<uint16_t>, planes<float>, planes<uint16_t>};
+  return {kName,         across,          down, reverse, split, interleaved<float>, interleaved<uint16_t>,
+          planes<float>, planes<uint16_t>};
 }

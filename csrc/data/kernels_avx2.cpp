@@ -104,5 +104,18 @@ static void down(const uint8_t* const* rows, const int32_t* weight, int count, i
   }
   down_from(i, rows, weight, count, bytes, out);
 }
+
+// Five pixels at a time. The row is read forwards, as memory is fetched ahead; each store's first byte is overwritten
+// by the next five pixels.
+static void reverse(const uint8_t* row, int size, int channels, uint8_t* out) {
+  if (channels == 3) {
+    const __m128i order = _mm_setr_epi8(-1, 12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2);
+    for (; size > 5; size -= 5, row += 15) {
+      const __m128i pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * size - 16), _mm_shuffle_epi8(pixels, order));
+    }
+  }
+  reverse_pixels(row, size, channels, out);
+}
 }  // namespace torchaccel::data::avx2
 #endif

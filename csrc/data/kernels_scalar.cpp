@@ -24,6 +24,10 @@ static void down(const uint8_t* const* rows, const int32_t* weight, int count, i
   }
   down_from(i, rows, weight, count, bytes, out);
 }
+
+static void reverse(const uint8_t* row, int size, int channels, uint8_t* out) {
+  reverse_pixels(row, size, channels, out);
+}
 }  // namespace torchaccel::data::scalar
 
 namespace torchaccel::data {

@@ -96,6 +96,7 @@ void Output::write(int y, const uint8_t* row) const {
 
 void Resampler::copy(Decoder& decoder, const View& view, const Recipe& recipe, const Output& output, Times* times) {
   const int width = recipe.out.width, channels = recipe.channels;
+  const Kernels& kernel = kernels();
   const uint8_t* rows[kMostRows];
   int64_t before = now_ns();
   decoder.start({view.x + view.left, view.y + view.top, width, recipe.out.height});
@@ -104,14 +105,8 @@ void Resampler::copy(Decoder& decoder, const View& view, const Recipe& recipe, c
     const int64_t decoded = now_ns();
     times->decode += decoded - before;
     for (int i = 0; i < count; ++i, ++y) {
-      const uint8_t* row = rows[i];
-      if (view.flip) {
-        for (int x = 0; x < width; ++x) {
-          for (int c = 0; c < channels; ++c) row_[(width - 1 - x) * channels + c] = row[x * channels + c];
-        }
-        row = row_.data();
-      }
-      output.write(y, row);
+      if (view.flip) kernel.reverse(rows[i], width, channels, row_.data());
+      output.write(y, view.flip ? row_.data() : rows[i]);
     }
     before = now_ns();
     times->resize += before - decoded;
