@@ -105,6 +105,7 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int, int], dict[str, Any]]] = [
     ((2, 4, 80, 130, 2), {"padding": (0, 1), "stride": (1, 3)}),
     ((1, 6, 20, 17, 3), {"padding": (2, 2)}),
     ((2, 8, 3, 24, 5), {"stride": (2, 2), "padding": (2, 2)}),
+    ((1, 5, 1, 9, 1), {}),  # a tile of K holds more taps than a register has bits
     ((1, 4, 16, 9, 15), {"padding": (7, 8)}),
 ]
 
@@ -237,6 +238,16 @@ def test_nan_and_infinities_reach_the_output() -> None:
     problem = product(8, 16, 64, torch.int8, tiling=4, activation="relu")
     problem.scale_b = torch.tensor([float("nan"), float("inf"), -float("inf")] + [1.0] * 13)
     assert torch.equal(run(compiled("products_matrix"), problem, MACHINES[0]).isnan(), problem.want().isnan())
+
+
+def test_infinities_stay_in_their_windows() -> None:
+    """The weights are zero past K; the activations there must be too, since zero times infinity is none."""
+    x, weight = torch.ones(1, 6, 7, 24, dtype=torch.float16), torch.ones(5, 3, 3, 24, dtype=torch.float16)
+    x[0, 3, 4] = float("inf")
+    problem = Problem(x, weight, padding=(1, 1), out_dtype=x.dtype, tiling=0)
+    want = torch.nn.functional.conv2d(*(t.float().permute(0, 3, 1, 2) for t in (x, weight)), padding=1)
+    got = run(compiled("products_half"), problem, MACHINES[0])
+    assert torch.equal(got, want.permute(0, 2, 3, 1).reshape(problem.rows, -1).half())
 
 
 def test_the_library_chooses_for_every_number_of_rows() -> None:
