@@ -195,6 +195,7 @@ def pieces() -> Part:
         ((1, 6, 20, 17, 3), {"padding": (2, 2)}),
         ((2, 6, 3, 24, 5), {"stride": (2, 2), "padding": (2, 2)}),
         ((1, 5, 12, 9, 2), {"dilation": (1, 2), "padding": (1, 0)}),
+        ((1, 5, 1, 9, 1), {}),  # a tile of K holds more taps than a register has bits
     ):
         problem = convolution(*sizes, torch.uint8, zero_point=torch.tensor([9], dtype=torch.int32), **geometry)
         checks += everywhere(problem, (0,))
