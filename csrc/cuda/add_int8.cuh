@@ -17,7 +17,7 @@ constexpr int kAddRow = kAddThreads * kAddWidth;  // elements of a block, a row 
 __global__ void __launch_bounds__(kAddThreads) add_kernel(Type type, const void* a, int64_t n, Epilogue e) {
   const int row = static_cast<int>(blockIdx.x), channel = static_cast<int>(threadIdx.x) * kAddWidth;
   const int64_t index = static_cast<int64_t>(row) * kAddRow + channel;
-  ChannelTerms<kAddWidth> c;
+  ChannelTerms<kAddWidth> c = {};  // no bias
   c.channel = channel;
   c.count = n - index < kAddWidth ? static_cast<int>(n - index) : kAddWidth;
   c.whole = e.wide && c.count == kAddWidth;
@@ -28,17 +28,15 @@ __global__ void __launch_bounds__(kAddThreads) add_kernel(Type type, const void*
   for (int i = 0; i < kAddWidth; ++i) {
     sums[i] = static_cast<int32_t>(x[i]);
     c.scale[i] = 1.0f;
-    c.bias[i] = 0.0f;
     c.colsum[i] = 1;
   }
   finish(e, sums, row, c);
 }
 
-// e: scale_a, zero_point, the residual and the output; out_bytes of an element. The rest is set here.
-inline void add(Type type, const void* a, int64_t n, Epilogue e, int out_bytes, cudaStream_t stream) {
+// e: scale_a, zero_point, the residual and the output. The rest is set here.
+inline void add(Type type, const void* a, int64_t n, Epilogue e, cudaStream_t stream) {
   e.channels = kAddRow;
-  e.wide =
-      aligned(a, kAddWidth) && aligned(e.residual, kAddWidth) && aligned(e.out, std::min(16, kAddWidth * out_bytes));
+  e.wide = aligned(a, kAddWidth) && aligned(e.residual, kAddWidth) && aligned(e.out, 16);
   launch(add_kernel, ceil_div(n, kAddRow), kAddThreads, 0, stream, type, a, n, e);
 }
 

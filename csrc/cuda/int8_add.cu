@@ -35,8 +35,7 @@ Tensor int8_add(const Tensor& a, const Tensor& b, const Tensor& scale_a, const O
   const Tensor first = in_layout(a, out), second = in_layout(b, out);
   e.residual = second.data_ptr();
   e.residual_type = type_of(args.op(), "b", b.scalar_type());
-  add(type_of(args.op(), "a", a.scalar_type()), first.data_ptr(), a.numel(), e, static_cast<int>(size_of(e.out_type)),
-      current_stream(a));
+  add(type_of(args.op(), "a", a.scalar_type()), first.data_ptr(), a.numel(), e, current_stream(a));
   check_launch(args.op());
   return out;
 }

@@ -60,7 +60,7 @@ extern "C" void add_int8(const void* a, int64_t a_type, const void* b, int64_t b
   e.out_type = static_cast<Type>(out_type);
   e.scale_out = scale_out;
   e.zero_point_out = zero_point_out;
-  add(static_cast<Type>(a_type), a, n, e, bytes_of(e.out_type), nullptr);
+  add(static_cast<Type>(a_type), a, n, e, nullptr);
 }
 
 // Of `images` with `channels` at each of height x width pixels, input and output alike. out: launches, the most items
