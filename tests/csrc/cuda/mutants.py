@@ -61,7 +61,6 @@ SOURCES = {
     "epilogue.cuh": Source((battery.matrix,)),
     "numerics.cuh": Source((rows.quantize_part, battery.matrix, battery.halves)),
     "product.cuh": Source((battery.matrix, battery.chosen), ("facts_of",)),  # where a wrong choice costs time alone
-    "products.cuh": Source((battery.chosen,), ("run_dense_int8",)),  # whose many tilings take long to compile
     "gemv.cuh": Source((rows.gemv_int8, rows.gemv_float), ("gemv_plan", "gemv_workspace")),
     "quantize_int8.cuh": Source((rows.quantize_part, rows.norm)),
     "norm_quantize.cuh": Source((rows.norm,)),

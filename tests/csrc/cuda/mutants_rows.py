@@ -34,6 +34,8 @@ def quantize_part() -> Part:
             rows(x, target)
             if width:
                 tensor(x[:2].contiguous(), 0.037, (None, 7, 300)[width % 3], target)
+    for zero_point in (-900, 900):  # what is clamped to 1024 steps shows
+        tensor(quantize.sample(2, 64) * 1e4, 0.037, zero_point, torch.int8)
     checks.append(Sparing(quantize_all))
     for shape in ((9, 512), (2, 516), (2, 8192), (2, 8200), (3, 130)):
         x = quantize.sample(*shape)
@@ -221,6 +223,11 @@ def pool_each(kernels: Kernels, channels: int, windows: tuple, machine: Machine)
         kernels.run("max_pool_int8", b"s", a, output(got), geometry, machine=machine)
 
 
+def add_all(kernels: Kernels, machine: Machine) -> None:
+    a, got, one = pool.integers(64, dtype=torch.int8), torch.empty(64), torch.ones(1)
+    kernels.run("add_int8", a, 3, a, 3, output(got), 0, 64, one, None, one, None, 0, None, None, machine=machine)
+
+
 def pools() -> Part:
     checks: list[Check] = []
     for i, windows in enumerate(pool.MAX_WINDOWS):
@@ -245,9 +252,10 @@ def pools() -> Part:
         (48, pool.AVG_WINDOWS[3]),
     ):
         checks.append(Sparing(lambda kernels, machine, c=size, w=windows: pool_each(kernels, c, w, machine)))
+    checks.append(Sparing(add_all))
     many = pool.test_many_images_go_in_launches_that_32_bit_indices_hold
     checks += [
         lambda kernels: many(kernels, 1 << 20, 112, 64, 393),
         lambda kernels: many(kernels, 2**24 - 4, 1, 256, 2),
     ]
-    return Part("pool_int8", checks)
+    return Part("pool_int8", checks, "-O1")  # as above, and locals are no accesses to count
