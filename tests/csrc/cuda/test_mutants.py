@@ -36,6 +36,7 @@ def test_each_operator_changes_its_place() -> None:
         (8, "one", "+ 1 -> nothing"),
         (8, "product", "* -> +"),
         (8, "xor", "^ -> + 0 *"),
+        (9, "statement", "x[at] = __fadd_rn(y, bias) * 0.5f; -> ;"),
         (9, "term", "__fadd_rn(y, bias) -> (y)"),
         (9, "float", "0.5f -> (0.5f + 1.0f)"),
     ]
