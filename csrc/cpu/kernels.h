@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "chain.h"
+
 namespace torchaccel {
 
 enum class Type : int { kNone, kFloat32, kInt8, kUint8 };
@@ -136,6 +138,8 @@ struct Kernels {
   void (*avg_pool)(const Input&, const Average&, int64_t begin, int64_t end);
   // Elements [begin, end).
   void (*add)(const Addition&, int64_t begin, int64_t end);
+  // Tasks [begin, end) of one step of an int8 chain, see chain.h.
+  void (*chain)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kScalarKernels, kAvx2Kernels, kAvxVnniKernels, kAvx512Kernels, kAvx512VnniKernels;

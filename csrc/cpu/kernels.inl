@@ -3,6 +3,8 @@
 #pragma once
 
 #include "add.inl"
+#include "chain.inl"
+#include "chain_moves.inl"
 #include "dense.inl"
 #include "pool.inl"
 #include "quantize.inl"

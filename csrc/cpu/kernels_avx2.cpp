@@ -25,7 +25,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", quantize, quantize_rows, dense, sparse, sparse_valid, max_pool, avg_pool, add};
+const Kernels kAvx2Kernels = {"avx2", quantize, quantize_rows, dense, sparse, sparse_valid, max_pool, avg_pool, add, chain};
 
 }  // namespace torchaccel
 

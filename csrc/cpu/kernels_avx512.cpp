@@ -26,7 +26,7 @@ namespace {
 }  // namespace
 
 const Kernels kAvx512Kernels = {"avx512",     quantize, quantize_rows, dense, sparse,
-                                sparse_valid, max_pool, avg_pool,      add};
+                                sparse_valid, max_pool, avg_pool,      add, chain};
 
 }  // namespace torchaccel
 

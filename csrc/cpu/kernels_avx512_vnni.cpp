@@ -29,7 +29,7 @@ namespace {
 }  // namespace
 
 const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, quantize_rows, dense, sparse,
-                                    sparse_valid,  max_pool, avg_pool,      add};
+                                    sparse_valid,  max_pool, avg_pool,      add, chain};
 
 }  // namespace torchaccel
 

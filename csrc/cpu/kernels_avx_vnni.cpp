@@ -28,7 +28,7 @@ namespace {
 }  // namespace
 
 const Kernels kAvxVnniKernels = {"avx_vnni",   quantize, quantize_rows, dense, sparse,
-                                 sparse_valid, max_pool, avg_pool,      add};
+                                 sparse_valid, max_pool, avg_pool,      add, chain};
 
 }  // namespace torchaccel
 

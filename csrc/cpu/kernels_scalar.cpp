@@ -21,6 +21,6 @@ namespace {
 }  // namespace
 
 const Kernels kScalarKernels = {"scalar",     quantize, quantize_rows, dense, sparse,
-                                sparse_valid, max_pool, avg_pool,      add};
+                                sparse_valid, max_pool, avg_pool,      add, chain};
 
 }  // namespace torchaccel

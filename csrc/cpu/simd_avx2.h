@@ -4,6 +4,7 @@
 
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
 constexpr int kVectorBytes = 32;  // of one register
+constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
 
 struct I32 {
   __m256i lo, hi;
@@ -25,6 +26,15 @@ TORCHACCEL_INLINE I32 i32_add(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.l
 TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+TORCHACCEL_INLINE I32 i32_shl8(I32 a) { return {_mm256_slli_epi32(a.lo, 8), _mm256_slli_epi32(a.hi, 8)}; }
+// Lane i of a where bit i is set, else of b.
+TORCHACCEL_INLINE I32 i32_select(int32_t bits, I32 a, I32 b) {
+  const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), word = _mm256_set1_epi32(bits);
+  const __m256i lo = _mm256_cmpeq_epi32(_mm256_and_si256(word, lanes), lanes);
+  const __m256i high = _mm256_slli_epi32(lanes, 8);
+  const __m256i hi = _mm256_cmpeq_epi32(_mm256_and_si256(word, high), high);
+  return {_mm256_blendv_epi8(b.lo, a.lo, lo), _mm256_blendv_epi8(b.hi, a.hi, hi)};
+}
 // The sign of lane i as bit i.
 TORCHACCEL_INLINE int i32_signs(I32 a) {
   return _mm256_movemask_ps(_mm256_castsi256_ps(a.lo)) | _mm256_movemask_ps(_mm256_castsi256_ps(a.hi)) << 8;

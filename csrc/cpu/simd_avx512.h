@@ -4,6 +4,7 @@
 
 constexpr int kAccumulators = 24, kTileRows = 8, kTileVectors = 2;
 constexpr int kVectorBytes = 64;  // of one register
+constexpr int kChainVectors1 = 8, kChainVectors4 = 4;  // of a chain's tile, for blocks of 1x4 and 4x4
 
 using I32 = __m512i;
 using F32 = __m512;
@@ -15,6 +16,11 @@ TORCHACCEL_INLINE I32 i32_add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
+TORCHACCEL_INLINE I32 i32_shl8(I32 a) { return _mm512_slli_epi32(a, 8); }
+// Lane i of a where bit i is set, else of b.
+TORCHACCEL_INLINE I32 i32_select(int32_t bits, I32 a, I32 b) {
+  return _mm512_mask_blend_epi32(static_cast<__mmask16>(bits), b, a);
+}
 // The sign of lane i as bit i.
 TORCHACCEL_INLINE int i32_signs(I32 a) { return _mm512_movepi32_mask(a); }
 TORCHACCEL_INLINE I32 i32_load_s8(const int8_t* p) {

@@ -7,6 +7,7 @@
 // Accumulators of 16 lanes that fit the register file, and the dense tile (rows x vectors of 16 output channels).
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
 constexpr int kVectorBytes = 16;  // of one register
+constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
 
 typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));
@@ -28,6 +29,12 @@ TORCHACCEL_INLINE I32 i32_add(const I32& a, const I32& b) { return (I32)((U32)a 
 TORCHACCEL_INLINE I32 i32_sub(const I32& a, const I32& b) { return (I32)((U32)a - (U32)b); }
 TORCHACCEL_INLINE I32 i32_mul(const I32& a, const I32& b) { return (I32)((U32)a * (U32)b); }
 TORCHACCEL_INLINE I32 i32_max(const I32& a, const I32& b) { return a > b ? a : b; }
+TORCHACCEL_INLINE I32 i32_shl8(const I32& a) { return (I32)((U32)a << 8); }
+// Lane i of a where bit i is set, else of b.
+TORCHACCEL_INLINE I32 i32_select(int32_t bits, const I32& a, const I32& b) {
+  const I32 lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return ((I32{} + bits) & lanes) != 0 ? a : b;
+}
 // The sign of lane i as bit i.
 TORCHACCEL_INLINE int i32_signs(const I32& a) {
   int bits = 0;

@@ -1,0 +1,153 @@
+// int8_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those that
+// are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <thread>
+
+#include "arguments.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace torchaccel {
+namespace {
+
+// Threads of one parallel region meet here after each step. A thread that runs several parts arrives for all of them.
+class Barrier {
+ public:
+  explicit Barrier(int64_t parts) : parts_(parts) {}
+
+  void arrive(int64_t parts) {
+    if (parts == parts_) return;
+    const int64_t round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(parts, std::memory_order_acq_rel) + parts == parts_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins > 4000) std::this_thread::yield();  // more threads than cores
+    }
+  }
+
+ private:
+  const int64_t parts_;
+  alignas(64) std::atomic<int64_t> arrived_{0};
+  alignas(64) std::atomic<int64_t> round_{0};
+};
+
+struct Chain {
+  const ChainStep* steps;
+  int64_t count;
+  ChainData data;
+  int64_t in_bytes, out_bytes;  // of an image
+};
+
+int64_t tiles(const ChainStep& s) { return (s.vectors + s.tile - 1) / s.tile; }
+
+// Tasks of a step, which threads take contiguous shares of.
+int64_t tasks(const ChainStep& s) {
+  switch (static_cast<ChainKind>(s.kind)) {
+    case ChainKind::kConv:
+      return tiles(s) * s.planes;
+    case ChainKind::kStore:
+      return s.h;
+    default:
+      return s.planes;
+  }
+}
+
+// Estimated clocks of a tile's first `plane` planes: an epilogue, and the blocks of weights.
+int64_t cost(const ChainStep& s, const int32_t* indices, int64_t plane) {
+  const int64_t vectors = s.vectors / tiles(s) + 1;
+  const int32_t* rows = indices + s.row_offsets;
+  const int64_t blocks = s.block_rows == 0 ? plane * s.blocks : rows[s.block_rows == 1 ? 4 * plane : plane] - rows[0];
+  return plane * (20 + 12 * vectors) + blocks * vectors * (s.block_rows == 1 ? 1 : 2);
+}
+
+// The first task of thread `part` of `parts`: equal shares of the tasks, or of the nonzeros.
+int64_t first_task(const ChainStep& s, const int32_t* indices, int64_t part, int64_t parts) {
+  const int64_t all = tasks(s);
+  if (part == 0 || part == parts || static_cast<ChainKind>(s.kind) != ChainKind::kConv) return all * part / parts;
+  const int64_t each = cost(s, indices, s.planes), target = each * tiles(s) / parts * part;
+  const int64_t tile = target / each;
+  int64_t low = 0, high = s.planes;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (cost(s, indices, middle) < target - tile * each) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return tile * s.planes + low;
+}
+
+ChainData image(const Chain& chain, int64_t n, uint8_t* arena) {
+  ChainData data = chain.data;
+  data.in = static_cast<const uint8_t*>(data.in) + n * chain.in_bytes;
+  data.out = static_cast<uint8_t*>(data.out) + n * chain.out_bytes;
+  data.arena = arena;
+  return data;
+}
+
+void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena, int64_t arena_bytes) {
+  const Kernels& kernel = kernels();
+  const int64_t whole = images - images % parts;  // one image a thread at a time
+  Barrier barrier(parts);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin * (whole / parts); n < end * (whole / parts); ++n) {
+      const ChainData data = image(chain, n, arena + begin * arena_bytes);
+      for (int64_t i = 0; i < chain.count; ++i) kernel.chain(chain.steps[i], data, 0, tasks(chain.steps[i]));
+    }
+    barrier.arrive(end - begin);
+    for (int64_t n = whole; n < images; ++n) {
+      const ChainData data = image(chain, n, arena);
+      for (int64_t i = 0; i < chain.count; ++i) {
+        const ChainStep& step = chain.steps[i];
+        kernel.chain(step, data, first_task(step, data.indices, begin, parts),
+                     first_task(step, data.indices, end, parts));
+        barrier.arrive(end - begin);
+      }
+    }
+  });
+}
+
+Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices, const Tensor& floats,
+                  int64_t arena_bytes, const std::vector<int64_t>& out_size, ScalarType out_dtype) {
+  Arguments args("int8_chain", x);
+  check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
+  check_dtype(args.op(), "out_dtype", out_dtype, {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
+  STD_TORCH_CHECK(x.dim() == 4 && out_size.size() == 3, args.op(), ": x has shape ", shape_of(x),
+                  ", accepted is [N, C, H, W]");
+  STD_TORCH_CHECK(plan.scalar_type() == ScalarType::Long && plan.dim() == 2 && plan.size(1) == kChainStepInts &&
+                      plan.is_contiguous(),
+                  args.op(), ": plan has shape ", shape_of(plan), ", accepted is [steps, ", kChainStepInts, "] int64");
+  Chain chain = {};
+  chain.steps = static_cast<const ChainStep*>(plan.const_data_ptr());
+  chain.count = plan.size(0);
+  chain.data.values = args.vector<int8_t>("values", values, ScalarType::Char, values.numel());
+  chain.data.indices = args.vector<int32_t>("indices", indices, ScalarType::Int, indices.numel());
+  chain.data.floats = args.vector<float>("floats", floats, ScalarType::Float, floats.numel());
+  chain.data.in_float = x.scalar_type() == ScalarType::Float;
+  chain.data.out_float = out_dtype == ScalarType::Float;
+  const Tensor in = chain.data.in_float ? in_order(x) : in_nhwc(x);
+  const int64_t n = x.size(0), unit = x.numel() / (n > 0 ? n : 1);
+  chain.data.in = in.const_data_ptr();
+  chain.in_bytes = unit * (chain.data.in_float ? 4 : 1);
+  Tensor out = empty_nhwc(n, out_size[0], out_size[1], out_size[2], out_dtype);
+  chain.data.out = out.mutable_data_ptr();
+  chain.out_bytes = out_size[0] * out_size[1] * out_size[2] * (chain.data.out_float ? 4 : 1);
+  if (n == 0) return out;
+  const int64_t parts = torch::stable::get_num_threads();
+  const int64_t arenas = n >= parts ? parts : 1;
+  const Scratch scratch(arenas * arena_bytes);
+  run(chain, n, parts, scratch.data(), arena_bytes);
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchaccel, CPU, m) { m.impl("int8_chain", TORCH_BOX(&int8_chain)); }
+
+}  // namespace torchaccel

@@ -1,0 +1,119 @@
+"""Chains: runs of neighbouring int8 layers that become one op."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import fx
+
+from torchaccel.graph.trace import has_hooks, module_of
+from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8Chain, Int8Conv2d, Int8MaxPool2d, SparseInt8Conv2d
+from torchaccel.nn.int8_chain import takes
+from torchaccel.nn.quantize import QuantizeInt8
+
+_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d)
+
+
+def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:
+    """Whether a chain could hold the layer that a node calls, wherever its inputs come from."""
+    module = module_of(graph, node)
+    if module is None or not takes(module) or node.kwargs or has_hooks(module):
+        return False
+    listed = names is None or str(node.target) in names or isinstance(module, QuantizeInt8)
+    int8_residual = len(node.args) == 1 or getattr(module, "int8_residual", False)
+    return listed and int8_residual and all(isinstance(a, fx.Node) for a in node.args)
+
+
+def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Collection[str] | None) -> list[fx.Node]:
+    """The longest run from `start` on that reads one value and gives one."""
+    source = start.args[0]
+    run = [start]
+    for node in after:
+        if not _joins(graph, node, names):
+            continue
+        module = module_of(graph, node)
+        inside = [a in run for a in node.args]
+        # What a pooling layer reads, and a residual, is int8 only where the chain made it.
+        first = isinstance(module, (*_CONVOLUTIONS, QuantizeInt8)) and node.args[0] is source
+        if (inside[0] or first) and all(inside[1:]):
+            run.append(node)
+    while run:
+        held = set(run)
+        given = [node for node in run if any(user not in held for user in node.users)]
+        averages = [node for node in run if isinstance(module_of(graph, node), Int8AdaptiveAvgPool2d)]
+        quantizations = [node for node in given if isinstance(module_of(graph, node), QuantizeInt8)]
+        if given == run[-1:] and not quantizations and averages in ([], given):
+            break
+        run.pop()
+    return run
+
+
+def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[list[fx.Node]]:
+    """The runs of layers that could be chains, each with two convolutions at least.
+
+    Args:
+        graph: connected.
+        names: the layers that may be part of one; None for all.
+    """
+    nodes = list(graph.graph.nodes)
+    found: list[list[fx.Node]] = []
+    taken: set[fx.Node] = set()
+    for i, node in enumerate(nodes):
+        starts = isinstance(module_of(graph, node), (*_CONVOLUTIONS, QuantizeInt8)) and len(node.args) == 1
+        if node in taken or not starts or not _joins(graph, node, names):
+            continue
+        run = _grow(graph, node, [n for n in nodes[i + 1 :] if n not in taken], names)
+        if sum(isinstance(module_of(graph, n), _CONVOLUTIONS) for n in run) >= 2:
+            found.append(run)
+            taken.update(run)
+    return found
+
+
+def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
+    """Put an Int8Chain in place of each run, in place."""
+    for run in runs(graph, names):
+        body = fx.Graph()
+        copies = {run[0].args[0]: body.placeholder("x")}
+        for node in run:
+            copies[node] = body.node_copy(node, lambda n: copies[n])
+        body.output(copies[run[-1]])
+        modules = {str(node.target): graph.get_submodule(str(node.target)) for node in run}
+        name = f"chain_{run[0].name}"
+        while hasattr(graph, name):
+            name += "_"
+        graph.add_submodule(name, Int8Chain(fx.GraphModule(modules, body)).eval())
+        with graph.graph.inserting_after(run[-1]):
+            chained = graph.graph.call_module(name, (run[0].args[0],))
+        run[-1].replace_all_uses_with(chained)
+        for node in reversed(run):
+            graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()
+
+
+def chained(graph: fx.GraphModule) -> list[str]:
+    """The layers that run in chains, by the names that they have outside of them."""
+    chains = (module_of(graph, node) for node in graph.graph.nodes)
+    bodies = (c.body.graph.nodes for c in chains if isinstance(c, Int8Chain))
+    return [str(node.target) for nodes in bodies for node in nodes if node.op == "call_module"]
+
+
+def unchain(graph: fx.GraphModule) -> None:
+    """Undo `chain`, in place."""
+    for node in list(graph.graph.nodes):
+        held = module_of(graph, node)
+        if not isinstance(held, Int8Chain):
+            continue
+        copies = {next(n for n in held.body.graph.nodes if n.op == "placeholder"): node.args[0]}
+        with graph.graph.inserting_before(node):
+            for inner in held.body.graph.nodes:
+                if inner.op == "call_module":
+                    graph.add_submodule(str(inner.target), held.body.get_submodule(str(inner.target)))
+                    copies[inner] = graph.graph.node_copy(inner, lambda n: copies[n])
+                elif inner.op == "output":
+                    node.replace_all_uses_with(copies[inner.args[0]])
+        graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()

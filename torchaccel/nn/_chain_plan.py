@@ -1,0 +1,434 @@
+"""Plans of int8 chains: from the layers of a graph and the size of an image to the steps of `ops.int8_chain`.
+
+Layers become steps over activations; then activations of one resolution get one pitch, so that a convolution runs over
+places whatever its window; and each activation gets a part of the arena for as long as it is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.input_range import InputRange
+from torchaccel.nn.int8_conv2d import Int8Conv2d
+from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
+from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
+from torchaccel.ops import blocks
+from torchaccel.ops.int8_chain import LANES, Kind, Step
+
+LINE = 64
+TILE = 8
+ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
+
+
+def byte_zero_point(range: InputRange) -> int:
+    """The zero point as a chain keeps activations: in uint8, int8 with its sign bit flipped."""
+    return range.zero_point + (128 if range.dtype == torch.int8 else 0)
+
+
+@dataclass(eq=False)
+class _Plane:
+    """An activation: [planes][rows][pitch] places of four channels; with phases where a stride reads it."""
+
+    planes: int
+    h: int
+    w: int
+    zero_point: int
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+    phases: tuple[int, int] = (1, 1)
+    # What is read around the pixels, in places: above, below, left, right.
+    halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    pitch: int = 0
+    at: int = 0
+    steps: list[int] = field(default_factory=list)  # that write or read it
+
+    def is_copy(self) -> bool:
+        """Whether it was laid out for one window, its padding before it."""
+        return self.stride != (1, 1) or self.pad != (0, 0)
+
+    def reach(self, top: int, bottom: int, left: int, right: int) -> None:
+        self.halo = [max(a, b) for a, b in zip(self.halo, (top, bottom, left, right), strict=True)]
+
+    def rows(self) -> int:
+        """Of one phase."""
+        return -(-(self.h + self.pad[0]) // self.stride[0]) + self.halo[0] + self.halo[1]
+
+    def least_pitch(self) -> int:
+        return -(-(self.w + self.pad[1]) // self.stride[1]) + max(self.halo[2], self.halo[3])
+
+    def lead(self) -> int:
+        """Bytes from where a plane begins to its first pixel, or to the first place of its first phase."""
+        places = self.halo[0] * self.pitch + self.halo[2]
+        return -(-places // LANES) * LINE
+
+    def vectors(self) -> int:
+        return -(-((self.h - 1) * self.pitch + self.w) // LANES)
+
+    def phase_bytes(self) -> int:
+        return -(-4 * (self.rows() * self.pitch + LANES) // LINE) * LINE
+
+    def plane_bytes(self) -> int:
+        """An odd number of cache lines, so that planes spread over the cache's sets."""
+        if self.is_copy():
+            lines = self.phases[0] * self.phases[1] * self.phase_bytes() // LINE
+        else:
+            places = LANES * self.vectors() + (self.halo[1] * self.pitch + self.halo[3])
+            lines = self.lead() // LINE + -(-places // LANES)
+        return (lines | 1) * LINE
+
+
+@dataclass
+class Plan:
+    """What `ops.int8_chain` takes besides x."""
+
+    steps: Tensor
+    values: Tensor
+    indices: Tensor
+    floats: Tensor
+    arena_bytes: int
+    out_size: tuple[int, int, int]
+    out_dtype: torch.dtype
+
+
+def _padded_weight(module: Int8Conv2d) -> Tensor:
+    """[ceil(O / 4), kh * kw * ceil(C / 4), 4, 4]: blocks of 4 outputs x 4 inputs."""
+    o, c, kh, kw = module.weight.shape
+    weight = torch.nn.functional.pad(module.weight, (0, 0, 0, 0, 0, -c % 4, 0, -o % 4))
+    tiles = weight.view(-(-o // 4), 4, -(-c // 4), 4, kh, kw)
+    return tiles.permute(0, 4, 5, 2, 1, 3).reshape(tiles.shape[0], -1, 4, 4)
+
+
+class _Builder:
+    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], is_float: bool) -> None:
+        self.body, self.size, self.is_float = body, size, is_float
+        self.planes: list[_Plane] = []
+        self.linked: list[tuple[_Plane, _Plane]] = []  # of one pitch
+        # Each step with what it reads and writes; the places are filled in once all are known.
+        self.steps: list[tuple[Step, _Plane | None, _Plane | None, _Plane | None]] = []
+        self.taps: dict[int, tuple[Tensor, list[tuple[int, int, int]]]] = {}
+        self.values: list[Tensor] = []
+        self.indices: list[Tensor] = []
+        self.floats: list[Tensor] = []
+        self.value_of: dict[fx.Node, _Plane] = {}
+        self.outside: dict[InputRange, _Plane] = {}
+        self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
+
+    # What steps index.
+
+    def _store(self, pool: list[Tensor], tensor: Tensor, dtype: torch.dtype) -> int:
+        start = sum(t.numel() for t in pool)
+        pool.append(tensor.detach().to(dtype).reshape(-1))
+        return start
+
+    def _add(self, step: Step, x: _Plane | None, y: _Plane | None, residual: _Plane | None = None) -> int:
+        self.steps.append((step, x, y, residual))
+        for plane in (x, y, residual):
+            if plane is not None:
+                plane.steps.append(len(self.steps) - 1)
+        return len(self.steps) - 1
+
+    def _plane(self, *args, **kwargs) -> _Plane:
+        self.planes.append(_Plane(*args, **kwargs))
+        return self.planes[-1]
+
+    @staticmethod
+    def _bounds(zero_point: int, inverse: Tensor, low: float, high: float) -> list[Tensor]:
+        """The least and greatest step from the zero point, after an activation to [low, high]."""
+        least = torch.tensor(max(-zero_point, low) if low == 0.0 else float(-zero_point))
+        return [least, torch.minimum(torch.tensor(255.0 - zero_point), torch.tensor(high, dtype=torch.float32) * inverse)]
+
+    # Steps.
+
+    def load(self, range: InputRange) -> _Plane:
+        """The tensor outside, as bytes; a second reader with the same range shares it."""
+        if range not in self.outside:
+            c, h, w = self.size
+            plane = self._plane(-(-c // 4), h, w, byte_zero_point(range))
+            self.outside[range] = plane
+            inverse = torch.reciprocal(torch.tensor([range.scale], dtype=torch.float32))
+            bounds = self._bounds(plane.zero_point, inverse, -torch.inf, torch.inf)
+            floats = torch.stack([inverse[0], bounds[0], torch.tensor(255.0 - plane.zero_point)])
+            flip = not self.is_float and range.dtype == torch.int8
+            self._add(
+                Step(
+                    Kind.LOAD, planes=plane.planes, h=h, w=w, channels=c, flip=flip, zero_point=plane.zero_point,
+                    floats=self._store(self.floats, floats, torch.float32),
+                ),
+                None, plane,
+            )  # fmt: skip
+        return self.outside[range]
+
+    def _windowed(
+        self,
+        x: _Plane,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        pad: tuple[int, int],
+        dilation: tuple[int, int],
+        zero_point: int,
+        copy: bool,
+    ) -> tuple[_Plane, list[tuple[int, int, int]], tuple[int, int]]:
+        """x as a window reads it: in phases where there is a stride; the taps as (phase, rows, columns); (OH, OW)."""
+        reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        oh, ow = ((s + 2 * p - r - 1) // st + 1 for s, p, r, st in zip((x.h, x.w), pad, reach, stride, strict=True))
+        if not copy and stride == (1, 1):
+            x.reach(pad[0], pad[0], pad[1], pad[1])
+            taps = [
+                (0, ky * dilation[0] - pad[0], kx * dilation[1] - pad[1])
+                for ky in range(kernel[0])
+                for kx in range(kernel[1])
+            ]
+            return x, taps, (oh, ow)
+        phases = tuple(min(st, r % st + 1 if k == 1 else st) for st, r, k in zip(stride, reach, kernel, strict=True))
+        y = self._plane(x.planes, x.h, x.w, zero_point, stride, pad, phases)
+        # What the last output reads, beyond the pixels there are.
+        last = [o - 1 + r // st for o, r, st in zip((oh, ow), reach, stride, strict=True)]
+        there = [-(-(s + p) // st) for s, p, st in zip((x.h, x.w), pad, stride, strict=True)]
+        y.reach(0, max(last[0] + 1 - there[0], 0), 0, max(last[1] + 1 - there[1], 0))
+        step = Step(
+            Kind.SPLIT, planes=x.planes, h=x.h, w=x.w, stride_h=stride[0], stride_w=stride[1], pad_h=pad[0],
+            pad_w=pad[1], phases_h=phases[0], phases_w=phases[1], zero_point=zero_point,
+        )  # fmt: skip
+        loaded = next((s for s, _, made, _ in self.steps if made is x and s.kind == Kind.LOAD), None)
+        if loaded is not None and len(x.steps) == 1 and zero_point == x.zero_point and self._read_once(x):
+            i = x.steps[0]
+            self.planes.remove(x)
+            for name in ("stride_h", "stride_w", "pad_h", "pad_w", "phases_h", "phases_w"):
+                setattr(loaded, name, getattr(step, name))
+            self.steps[i] = (loaded, None, y, None)
+            y.steps.append(i)
+        else:
+            self._add(step, x, y)
+        taps = []
+        for ky in range(kernel[0]):
+            for kx in range(kernel[1]):
+                down, across = ky * dilation[0], kx * dilation[1]
+                phase = down % stride[0] * phases[1] + across % stride[1]
+                taps.append((phase, down // stride[0], across // stride[1]))
+        return y, taps, (oh, ow)
+
+    def _read_once(self, x: _Plane) -> bool:
+        """Whether the tensor outside has a single reader in the body."""
+        placeholder = next(n for n in self.body.graph.nodes if n.op == "placeholder")
+        readers = list(placeholder.users)
+        if len(readers) == 1 and isinstance(self._module(readers[0]), QuantizeInt8):
+            readers = list(readers[0].users)
+        return len(readers) == 1 and x in self.outside.values()
+
+    def conv(self, m: Int8Conv, x: _Plane, residual: _Plane | None) -> _Plane:
+        window = m.kernel_size, m.stride, m.padding, m.dilation
+        x, taps, (oh, ow) = self._windowed(x, *window, x.zero_point, copy=False)
+        given, asked = m.input_range(), InputRange(float(m.output_scale), int(m.output_zero_point), m.output_dtype)
+        assert given is not None and m.output_scale is not None
+        y = self._plane(-(-m.out_channels // 4), oh, ow, byte_zero_point(asked))
+        self.linked.append((x, y))
+        if residual is not None:
+            self.linked.append((residual, y))
+
+        inverse = torch.reciprocal(m.output_scale.float())
+        residual_scale = torch.ones(1) if m.residual_scale is None else m.residual_scale.float()
+        floats = torch.zeros(2, 4 * y.planes)
+        floats[0, : m.out_channels] = m.input_scale.float() * m.scale
+        # Adding -0 changes nothing, not even a negative zero.
+        floats[1, : m.out_channels] = -0.0 if m.bias is None else m.bias
+        least, most = self._bounds(y.zero_point, inverse, *ACTIVATIONS[m.activation])
+        head = torch.stack([inverse[0], least, most.reshape(()), residual_scale[0]])
+        starts = torch.zeros(4 * y.planes, dtype=torch.int32)
+        starts[: m.out_channels] = -byte_zero_point(given) * m.colsum
+        step = Step(
+            Kind.CONV, planes=y.planes, tile=TILE,
+            floats=self._store(self.floats, torch.cat([head, floats.flatten()]), torch.float32),
+            starts=self._store(self.indices, starts, torch.int32),
+            zero_point=y.zero_point, residual_zero_point=0 if residual is None else residual.zero_point,
+        )  # fmt: skip
+        block = blocks.block_of(m.pattern) if isinstance(m, SparseInt8Conv2d) else None
+        if isinstance(m, SparseInt8Conv2d) and block in ((1, 4), (4, 4)):
+            columns, bounds, step.block_rows = m.columns, m.row_offsets, block[0]
+            bounds = torch.cat([bounds, bounds[-1:].expand(4 * y.planes // block[0] + 1 - bounds.numel())])
+            step.row_offsets = self._store(self.indices, bounds, torch.int32)
+            step.values = self._store(self.values, m.values, torch.int8)
+        else:
+            if isinstance(m, SparseInt8Conv2d):
+                dense = Int8Conv2d(m.in_channels, m.out_channels, m.kernel_size)
+                dense.weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
+            else:
+                assert isinstance(m, Int8Conv2d)
+                dense = m
+            packed = _padded_weight(dense)
+            step.values, step.blocks = self._store(self.values, packed, torch.int8), packed.shape[1]
+            columns = torch.arange(packed.shape[1])
+        step.offsets = self._store(self.indices, torch.zeros(columns.numel()), torch.int32)
+        at = self._add(step, x, y, residual)
+        self.taps[at] = columns.long(), taps
+        return y
+
+    def max_pool(self, m: Int8MaxPool2d, x: _Plane) -> _Plane:
+        window = m.kernel_size, m.stride, m.padding, m.dilation
+        copy = m.stride != (1, 1) or m.padding != (0, 0)
+        source, taps, (oh, ow) = self._windowed(x, *window, 0 if copy else x.zero_point, copy)
+        y = self._plane(x.planes, oh, ow, x.zero_point)
+        self.linked.append((source, y))
+        step = Step(Kind.MAX_POOL, planes=x.planes, blocks=len(taps), zero_point=y.zero_point)
+        step.offsets = self._store(self.indices, torch.zeros(len(taps)), torch.int32)
+        self.taps[self._add(step, source, y)] = torch.arange(len(taps)) * x.planes, taps
+        return y
+
+    def average(self, m: Int8AdaptiveAvgPool2d, x: _Plane, channels: int) -> None:
+        given = m.input_range()
+        assert given is not None
+        count = torch.tensor(float(x.h * x.w))
+        factor = torch.tensor(given.scale, dtype=torch.float32) * torch.reciprocal(count)
+        inverse, zero_point, flip = torch.ones(()), 0, False
+        if m.output_scale is not None:
+            asked = InputRange(float(m.output_scale), int(m.output_zero_point), m.output_dtype)
+            inverse, flip = torch.reciprocal(m.output_scale.float())[0], asked.dtype == torch.int8
+            zero_point = byte_zero_point(asked)
+        bounds = [torch.tensor(float(-zero_point)), torch.tensor(255.0 - zero_point)]
+        step = Step(
+            Kind.AVERAGE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=flip, zero_point=zero_point,
+            residual_zero_point=x.zero_point,
+            floats=self._store(self.floats, torch.stack([factor, inverse, *bounds]), torch.float32),
+        )  # fmt: skip
+        self._add(step, x, None)
+        self.out = (channels, 1, 1), m.output_dtype
+
+    def store(self, x: _Plane, channels: int, dtype: torch.dtype) -> None:
+        step = Step(Kind.STORE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=dtype == torch.int8)
+        self._add(step, x, None)
+        self.out = (channels, x.h, x.w), dtype
+
+    # The body.
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        return self.body.get_submodule(str(node.target))
+
+    def walk(self) -> None:
+        channels: dict[fx.Node, tuple[int, torch.dtype]] = {}
+        outside: fx.Node | None = None
+        for node in self.body.graph.nodes:
+            if node.op == "placeholder":
+                outside = node
+            elif node.op == "output":
+                (made,) = node.args
+                if self.out is None:
+                    self.store(self.value_of[made], *channels[made])
+            else:
+                m = self._module(node)
+                source = node.args[0]
+                if isinstance(m, QuantizeInt8):
+                    self.value_of[node] = self.load(m.input_range)
+                    channels[node] = self.size[0], m.input_range.dtype
+                    continue
+                if source is outside:
+                    given = m.input_range()  # type: ignore[operator]
+                    x, (c, dtype) = self.load(given), (self.size[0], given.dtype)
+                else:
+                    x, (c, dtype) = self.value_of[source], channels[source]
+                if isinstance(m, Int8AdaptiveAvgPool2d):
+                    self.average(m, x, c)
+                elif isinstance(m, Int8MaxPool2d):
+                    self.value_of[node], channels[node] = self.max_pool(m, x), (c, dtype)
+                else:
+                    assert isinstance(m, Int8Conv)
+                    residual = self.value_of[node.args[1]] if len(node.args) > 1 else None
+                    self.value_of[node] = self.conv(m, x, residual)
+                    channels[node] = m.out_channels, m.output_dtype
+
+    # The layout.
+
+    def _set_pitches(self) -> None:
+        group = {plane: plane for plane in self.planes}
+
+        def root(plane: _Plane) -> _Plane:
+            while group[plane] is not plane:
+                plane = group[plane]
+            return plane
+
+        for a, b in self.linked:
+            group[root(a)] = root(b)
+        widest: dict[_Plane, int] = {}
+        for plane in self.planes:
+            widest[root(plane)] = max(widest.get(root(plane), 0), plane.least_pitch())
+        for plane in self.planes:
+            plane.pitch = widest[root(plane)]
+
+    def _place(self) -> int:
+        """First fit, by when each activation is written first and read last; returns the arena's bytes."""
+        placed: list[tuple[int, int, _Plane]] = []
+        for plane in sorted(self.planes, key=lambda p: -p.planes * p.plane_bytes()):
+            size, at = plane.planes * plane.plane_bytes() + 2 * LINE, 0
+            for begin, end, other in sorted(placed, key=lambda p: p[0]):
+                apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
+                if not apart and at < end and begin < at + size:
+                    at = end
+            plane.at = at
+            placed.append((at, at + size, plane))
+        return max((end for _, end, _ in placed), default=0) + 4 * LINE
+
+    def _masks(self, y: _Plane, seen: dict[tuple[int, int, int], int]) -> int:
+        key = y.h, y.w, y.pitch
+        if key not in seen:
+            places = torch.arange(LANES * y.vectors())
+            there = (places % y.pitch < y.w) & (places // y.pitch < y.h)
+            bits = (there.view(-1, LANES).long() << torch.arange(LANES)).sum(1)
+            seen[key] = self._store(self.indices, bits, torch.int32)
+        return seen[key]
+
+    def finish(self) -> Plan:
+        self._set_pitches()
+        arena = self._place()
+        masks: dict[tuple[int, int, int], int] = {}
+        for i, (step, x, y, residual) in enumerate(self.steps):
+            if x is not None:
+                step.x, step.x_plane, step.x_pitch = x.at, x.plane_bytes(), 4 * x.pitch
+                if not x.is_copy():
+                    step.x += x.lead()
+            if y is not None:
+                step.y, step.y_plane, step.y_pitch = y.at, y.plane_bytes(), 4 * y.pitch
+                if step.kind in (Kind.LOAD, Kind.SPLIT):
+                    step.phase = y.phase_bytes()
+                    if not y.is_copy():
+                        step.pad_w = y.lead() // 4
+                else:
+                    step.y += y.lead()
+                    step.vectors, step.masks = y.vectors(), self._masks(y, masks)
+                    if any(y.halo):
+                        step.y_lead = y.lead()
+                        step.y_tail = y.plane_bytes() - y.lead() - 64 * y.vectors()
+            if residual is not None:
+                step.residual, step.residual_plane = residual.at + residual.lead(), residual.plane_bytes()
+            if i in self.taps:
+                assert x is not None
+                columns, taps = self.taps[i]
+                tap = torch.tensor(
+                    [p * x.phase_bytes() + 4 * (rows * x.pitch + across) for p, rows, across in taps]
+                )
+                offsets = tap[columns // x.planes] + columns % x.planes * x.plane_bytes()
+                start = 0
+                for j, tensor in enumerate(self.indices):
+                    if start == step.offsets and tensor.numel() == offsets.numel():
+                        self.indices[j] = offsets.to(torch.int32)
+                        break
+                    start += tensor.numel()
+        assert self.out is not None
+        empty = [torch.zeros(0)]
+        return Plan(
+            torch.tensor([step.ints() for step, *_ in self.steps], dtype=torch.int64),
+            torch.cat(self.values or empty).to(torch.int8),
+            torch.cat(self.indices or empty).to(torch.int32),
+            torch.cat(self.floats or empty).to(torch.float32),
+            arena,
+            *self.out,
+        )
+
+
+def build(body: fx.GraphModule, size: tuple[int, int, int], is_float: bool) -> Plan:
+    """The plan of a chain's layers for images [C, H, W], which come as floats or as the first layer's int8."""
+    builder = _Builder(body, size, is_float)
+    builder.walk()
+    return builder.finish()

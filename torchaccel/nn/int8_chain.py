@@ -1,0 +1,89 @@
+"""Int8Chain: neighbouring int8 layers that run as one op, in a layout of their own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from torchaccel import ops
+from torchaccel.nn import _chain_plan, _inference
+from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.int8_conv2d import Int8Conv2d
+from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
+from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.ops import _check, has_kernel
+from torchaccel.ops.int8_chain import supports
+
+_PLANS = 8
+"""Sizes of images whose plans are kept."""
+
+
+def takes(module: nn.Module) -> bool:
+    """Whether a layer can be part of a chain: an int8 convolution or pooling that gives int8, and the last average."""
+    if isinstance(module, QuantizeInt8):
+        return True
+    if isinstance(module, Int8Conv):
+        ungrouped = not isinstance(module, Int8Conv2d) or module.groups == 1
+        static = module.input == "static" and module.output_dtype in _check.INT8
+        return ungrouped and static and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, Int8AdaptiveAvgPool2d):
+        return module.output_size == (1, 1)
+    return isinstance(module, Int8MaxPool2d) and not module.ceil_mode
+
+
+class Int8Chain(nn.Module):
+    """A run of int8 layers, from one input to one output, as one op: activations stay in a blocked layout in between.
+
+    Args:
+        body: the layers as a graph of one placeholder, calls of modules for which `takes` holds, and one output.
+
+    Shape: x [N, C, H, W], float32 or what the first layer reads. Returns what the body returns.
+
+    The plan for a size of images is made at its first call and kept for the last 8 sizes; it copies the weights, so a
+    chain must not be trained or loaded into: `body` is what holds the state. Equivalent to `body(x)`, to the bit.
+    """
+
+    def __init__(self, body: fx.GraphModule) -> None:
+        super().__init__()
+        self.body = body
+        self._plans: OrderedDict[Any, _chain_plan.Plan] = OrderedDict()
+
+    def unsupported(self, device: torch.device) -> str | None:
+        """Why no native kernel would serve the chain on `device`, or None."""
+        if not has_kernel("int8_chain", device):
+            return f"no native kernel for int8_chain on {device.type} (see torchaccel doctor)"
+        return supports(device)
+
+    def plan(self, x: Tensor) -> _chain_plan.Plan:
+        """The plan for images of the size of x."""
+        key = tuple(x.shape[1:]), x.dtype
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = _chain_plan.build(self.body, key[0], x.is_floating_point())
+            self._plans[key] = plan
+            while len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        guarded = _inference.needs_guard(x)
+        source = x.detach() if guarded else x
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, *_check.INT8) or x.dim() != 4:
+            y = self.body(source)
+        else:
+            p = self.plan(source)
+            y = ops.int8_chain(source, p.steps, p.values, p.indices, p.floats, p.arena_bytes, p.out_size, p.out_dtype)
+        return _inference.guard(y, x) if guarded else y
+
+    def _apply(self, fn, recurse=True):
+        self._plans.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_plans": OrderedDict()}
+
+    def extra_repr(self) -> str:
+        return f"layers={sum(node.op == 'call_module' for node in self.body.graph.nodes)}"
