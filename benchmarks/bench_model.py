@@ -25,6 +25,9 @@ def settled(name: str, size: int) -> nn.Module:
     """Random weights in eval mode, BatchNorm settled on noise."""
     torch.manual_seed(0)
     model = MODELS[name](3, 1000).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # those that begin at zero would fold a layer's weights to nothing
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(4, 3, size, size))
