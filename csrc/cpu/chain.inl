@@ -8,6 +8,13 @@
 
 #include "epilogue.inl"
 
+// Accumulators stay in registers only where every loop over them is unrolled, which GCC leaves off where it is long.
+#ifdef __clang__
+#define TORCHACCEL_UNROLL _Pragma("unroll")
+#else
+#define TORCHACCEL_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 struct ChainTile {
   const uint8_t* x;         // the input at the tile's first place, plane 0
   const uint8_t* residual;  // at the tile's first place, this plane
@@ -47,127 +54,167 @@ TORCHACCEL_INLINE void chain_surround(const ChainStep& s, uint8_t* y, bool befor
   if (after && s.y_tail > 0) memset(y + 64 * s.vectors, zero_point, static_cast<size_t>(s.y_tail));
 }
 
+// Four channels, each over its own blocks: as soon as a channel's sums are known they become bytes, in registers. Two
+// sets of few accumulators hide the latency of a product.
 template <int V, bool kResidual>
 static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
-                      const int32_t* row_offsets) {
-  constexpr int kSets = 2 * V <= 8 && 2 * V <= kAccumulators ? 2 : 1;
+                      const int32_t* rows) {
+  constexpr int kSets = V <= 4 && 2 * V <= kAccumulators ? 2 : 1;
   I32 packed[V];
+  TORCHACCEL_UNROLL
   for (int v = 0; v < V; ++v) packed[v] = i32_splat(0);
+  TORCHACCEL_UNROLL  // a branch of its own for the end of each row is predicted better
   for (int c = 3; c >= 0; --c) {
-    int64_t i = row_offsets[c];
-    const int64_t end = row_offsets[c + 1];
     I32 sums[kSets][V];
-    for (int v = 0; v < V; ++v) sums[0][v] = i32_splat(out.starts[c]);
-    for (int s = 1; s < kSets; ++s) {
-      for (int v = 0; v < V; ++v) sums[s][v] = i32_splat(0);
+    TORCHACCEL_UNROLL
+    for (int s = 0; s < kSets; ++s) {
+      TORCHACCEL_UNROLL
+      for (int v = 0; v < V; ++v) sums[s][v] = i32_splat(s == 0 ? out.starts[c] : 0);
     }
+    const int64_t end = rows[c + 1];
+    int64_t i = rows[c];
     for (; i + kSets <= end; i += kSets) {
+      TORCHACCEL_UNROLL
       for (int s = 0; s < kSets; ++s) {
         const W weights = w_splat(load_word(values + 4 * (i + s)));
         const uint8_t* from = t.x + offsets[i + s];
+        TORCHACCEL_UNROLL
         for (int v = 0; v < V; ++v) sums[s][v] = dot4(sums[s][v], x_load(from + 64 * v), weights);
       }
     }
     if (kSets == 2 && i < end) {
       const W weights = w_splat(load_word(values + 4 * i));
       const uint8_t* from = t.x + offsets[i];
+      TORCHACCEL_UNROLL
       for (int v = 0; v < V; ++v) sums[0][v] = dot4(sums[0][v], x_load(from + 64 * v), weights);
     }
     const F32 scale = f32_splat(out.scale[c]), bias = f32_splat(out.bias[c]);
     const W which = w_splat(1 << 8 * c);
+    TORCHACCEL_UNROLL
     for (int v = 0; v < V; ++v) {
       const I32 sum = kSets == 2 ? i32_add(sums[0][v], sums[kSets - 1][v]) : sums[0][v];
       const X added = x_load(t.residual + 64 * v);
       packed[v] = i32_add(i32_shl8(packed[v]), chain_steps<kResidual>(out, sum, scale, bias, added, which));
     }
   }
+  TORCHACCEL_UNROLL
   for (int v = 0; v < V; ++v) chain_store(out, t.y + 64 * v, packed[v], t.masks[v]);
+}
+
+// sums [4][V * 16] of four channels over `count` blocks.
+template <int V>
+TORCHACCEL_INLINE void chain_sums_4x4(const uint8_t* x, const int8_t* values, const int32_t* offsets, int64_t count,
+                                      int32_t* out) {
+  I32 sums[4][V];
+  TORCHACCEL_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    TORCHACCEL_UNROLL
+    for (int v = 0; v < V; ++v) sums[c][v] = i32_splat(0);
+  }
+  for (int64_t i = 0; i < count; ++i, values += 16) {
+    const uint8_t* from = x + offsets[i];
+    X here[V];
+    TORCHACCEL_UNROLL
+    for (int v = 0; v < V; ++v) here[v] = x_load(from + 64 * v);
+    TORCHACCEL_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const W weights = w_splat(load_word(values + 4 * c));
+      TORCHACCEL_UNROLL
+      for (int v = 0; v < V; ++v) sums[c][v] = dot4(sums[c][v], here[v], weights);
+    }
+  }
+  TORCHACCEL_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    TORCHACCEL_UNROLL
+    for (int v = 0; v < V; ++v) i32_store(out + 16 * (c * V + v), sums[c][v]);
+  }
 }
 
 template <int V, bool kResidual>
 static void chain_4x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
                       int64_t count) {
-  I32 sums[4][V];
-  for (int c = 0; c < 4; ++c) {
-    for (int v = 0; v < V; ++v) sums[c][v] = i32_splat(out.starts[c]);
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const uint8_t* from = t.x + offsets[i];
-    X x[V];
-    for (int v = 0; v < V; ++v) x[v] = x_load(from + 64 * v);
-    for (int c = 0; c < 4; ++c) {
-      const W weights = w_splat(load_word(values + 16 * i + 4 * c));
-      for (int v = 0; v < V; ++v) sums[c][v] = dot4(sums[c][v], x[v], weights);
-    }
-  }
+  // Through memory: where sums come in registers, GCC moves each accumulator twice in every iteration of their loop.
+  alignas(64) int32_t sums[4 * V * 16];
+  chain_sums_4x4<V>(t.x, values, offsets, count, sums);
+  asm volatile("" ::: "memory");
   I32 packed[V];
+  TORCHACCEL_UNROLL
   for (int v = 0; v < V; ++v) packed[v] = i32_splat(0);
   for (int c = 3; c >= 0; --c) {
+    const I32 start = i32_splat(out.starts[c]);
     const F32 scale = f32_splat(out.scale[c]), bias = f32_splat(out.bias[c]);
     const W which = w_splat(1 << 8 * c);
+    TORCHACCEL_UNROLL
     for (int v = 0; v < V; ++v) {
+      const I32 sum = i32_add(start, i32_load(sums + 16 * (c * V + v)));
       const X added = x_load(t.residual + 64 * v);
-      packed[v] = i32_add(i32_shl8(packed[v]), chain_steps<kResidual>(out, sums[c][v], scale, bias, added, which));
+      packed[v] = i32_add(i32_shl8(packed[v]), chain_steps<kResidual>(out, sum, scale, bias, added, which));
     }
   }
+  TORCHACCEL_UNROLL
   for (int v = 0; v < V; ++v) chain_store(out, t.y + 64 * v, packed[v], t.masks[v]);
 }
 
-// V vectors of places, in steps that the register file holds.
+// V vectors of places of a plane.
 template <int V, bool kResidual>
-static void chain_group(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
-                        int64_t plane) {
+TORCHACCEL_INLINE void chain_plane_of(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
+                                      int64_t plane) {
+  const int8_t* values = d.values + s.values;
+  const int32_t *offsets = d.indices + s.offsets, *rows = d.indices + s.row_offsets;
   if (s.block_rows == 1) {
-    constexpr int kStep = V <= kChainVectors1 ? V : kChainVectors1;
-    const int32_t* row_offsets = d.indices + s.row_offsets + 4 * plane;
-    for (int v = 0; v < V; v += kStep) {
-      const ChainTile part = {t.x + 64 * v, t.residual + 64 * v, t.y + 64 * v, t.masks + v};
-      const int8_t* values = d.values + s.values;
-      const int32_t* offsets = d.indices + s.offsets;
-      if (V % kStep != 0 && V - v < kStep) {
-        chain_1x4<(V % kStep != 0 ? V % kStep : 1), kResidual>(part, out, values, offsets, row_offsets);
-      } else {
-        chain_1x4<kStep, kResidual>(part, out, values, offsets, row_offsets);
-      }
-    }
+    chain_1x4<V, kResidual>(t, out, values, offsets, rows + 4 * plane);
+  } else if (s.block_rows == 4) {
+    const int64_t from = rows[plane];
+    chain_4x4<V, kResidual>(t, out, values + 16 * from, offsets + from, rows[plane + 1] - from);
   } else {
-    constexpr int kStep = V <= kChainVectors4 ? V : kChainVectors4;
-    const bool dense = s.block_rows == 0;
-    const int32_t* rows = d.indices + s.row_offsets + plane;
-    const int64_t from = dense ? plane * s.blocks : rows[0], count = dense ? s.blocks : rows[1] - rows[0];
-    const int8_t* values = d.values + s.values + 16 * from;
-    const int32_t* offsets = d.indices + s.offsets + (dense ? 0 : from);
-    for (int v = 0; v < V; v += kStep) {
-      const ChainTile part = {t.x + 64 * v, t.residual + 64 * v, t.y + 64 * v, t.masks + v};
-      if (V % kStep != 0 && V - v < kStep) {
-        chain_4x4<(V % kStep != 0 ? V % kStep : 1), kResidual>(part, out, values, offsets, count);
-      } else {
-        chain_4x4<kStep, kResidual>(part, out, values, offsets, count);
-      }
-    }
+    chain_4x4<V, kResidual>(t, out, values + 16 * s.blocks * plane, offsets, s.blocks);
   }
 }
 
-template <bool kResidual>
-static void chain_group(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out, int64_t plane,
-                        int64_t vectors) {
-  switch (vectors) {
-    case 1:
-      return chain_group<1, kResidual>(s, d, t, out, plane);
-    case 2:
-      return chain_group<2, kResidual>(s, d, t, out, plane);
-    case 3:
-      return chain_group<3, kResidual>(s, d, t, out, plane);
-    case 4:
-      return chain_group<4, kResidual>(s, d, t, out, plane);
-    case 5:
-      return chain_group<5, kResidual>(s, d, t, out, plane);
-    case 6:
-      return chain_group<6, kResidual>(s, d, t, out, plane);
-    case 7:
-      return chain_group<7, kResidual>(s, d, t, out, plane);
-    default:
-      return chain_group<8, kResidual>(s, d, t, out, plane);
+template <int V>
+static void chain_plane(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
+                        int64_t plane) {
+  if (s.residual >= 0) {
+    chain_plane_of<V, true>(s, d, t, out, plane);
+  } else {
+    chain_plane_of<V, false>(s, d, t, out, plane);
+  }
+}
+
+static void chain_plane(const ChainStep& s, const ChainData& d, const ChainTile& tile, const ChainOut& out,
+                        int64_t plane, int64_t vectors) {
+  constexpr int kMost = kChainVectors1 > kChainVectors4 ? kChainVectors1 : kChainVectors4;
+  const int64_t most = s.block_rows == 1 ? kChainVectors1 : kChainVectors4, parts = (vectors + most - 1) / most;
+  for (int64_t p = 0, v = 0; p < parts; ++p) {
+    const int64_t next = vectors * (p + 1) / parts;  // parts of about the same size
+    const ChainTile t = {tile.x + 64 * v, tile.residual + 64 * v, tile.y + 64 * v, tile.masks + v};
+    switch (next - v) {
+      case 1:
+        chain_plane<1>(s, d, t, out, plane);
+        break;
+      case 2:
+        chain_plane<2>(s, d, t, out, plane);
+        break;
+      case 3:
+        chain_plane<kMost >= 3 ? 3 : 1>(s, d, t, out, plane);
+        break;
+      case 4:
+        chain_plane<kMost >= 4 ? 4 : 1>(s, d, t, out, plane);
+        break;
+      case 5:
+        chain_plane<kMost >= 5 ? 5 : 1>(s, d, t, out, plane);
+        break;
+      case 6:
+        chain_plane<kMost >= 6 ? 6 : 1>(s, d, t, out, plane);
+        break;
+      case 7:
+        chain_plane<kMost >= 7 ? 7 : 1>(s, d, t, out, plane);
+        break;
+      case 8:
+        chain_plane<kMost >= 8 ? 8 : 1>(s, d, t, out, plane);
+        break;
+    }
+    v = next;
   }
 }
 
@@ -192,11 +239,7 @@ static void chain_conv(const ChainStep& s, const ChainData& d, int64_t begin, in
     uint8_t* y = d.arena + s.y + plane * s.y_plane;
     chain_surround(s, y, tile == 0, tile == tiles - 1);
     ChainTile t = {d.arena + s.x + 64 * first, d.arena, y + 64 * first, d.indices + s.masks + first};
-    if (s.residual >= 0) {
-      t.residual = d.arena + s.residual + plane * s.residual_plane + 64 * first;
-      chain_group<true>(s, d, t, out, plane, vectors);
-    } else {
-      chain_group<false>(s, d, t, out, plane, vectors);
-    }
+    if (s.residual >= 0) t.residual = d.arena + s.residual + plane * s.residual_plane + 64 * first;
+    chain_plane(s, d, t, out, plane, vectors);
   }
 }

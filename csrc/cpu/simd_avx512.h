@@ -4,7 +4,7 @@
 
 constexpr int kAccumulators = 24, kTileRows = 8, kTileVectors = 2;
 constexpr int kVectorBytes = 64;  // of one register
-constexpr int kChainVectors1 = 8, kChainVectors4 = 4;  // of a chain's tile, for blocks of 1x4 and 4x4
+constexpr int kChainVectors1 = 8, kChainVectors4 = 5;  // of a chain's tile, for blocks of 1x4 and 4x4
 
 using I32 = __m512i;
 using F32 = __m512;
