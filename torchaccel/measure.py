@@ -118,6 +118,16 @@ def compare(
     return Comparison(statistics.median(ratios), low, high, tuple(times[0]), tuple(times[1]))
 
 
+def settled(baseline: Step, candidate: Step, budget_s: float) -> Comparison:
+    """Compare, and again for longer while the interval holds 1: a busy machine must not decide."""
+    result = compare(baseline, candidate, budget_s)
+    for longer in (2, 4):
+        if result.low > 1 or result.high < 1:
+            break
+        result = compare(baseline, candidate, longer * budget_s)
+    return result
+
+
 def interleaved_ms(
     steps: Sequence[Step], budget_s: float = 1.0, min_rounds: int = 5, max_rounds: int = 51
 ) -> list[float]:

@@ -105,12 +105,15 @@ def unchain(graph: fx.GraphModule) -> None:
         held = module_of(graph, node)
         if not isinstance(held, Int8Chain):
             continue
+        parent = str(node.target).rpartition(".")[0]
         copies = {next(n for n in held.body.graph.nodes if n.op == "placeholder"): node.args[0]}
         with graph.graph.inserting_before(node):
             for inner in held.body.graph.nodes:
                 if inner.op == "call_module":
-                    graph.add_submodule(str(inner.target), held.body.get_submodule(str(inner.target)))
+                    name = f"{parent}.{inner.target}".lstrip(".")
+                    graph.add_submodule(name, held.body.get_submodule(str(inner.target)))
                     copies[inner] = graph.graph.node_copy(inner, lambda n: copies[n])
+                    copies[inner].target = name
                 elif inner.op == "output":
                     node.replace_all_uses_with(copies[inner.args[0]])
         graph.graph.erase_node(node)

@@ -52,16 +52,6 @@ def arguments(model: nn.Module, names: Collection[str], inputs: tuple[Tensor, ..
     return {name: args for name, args in seen.items() if all(isinstance(a, Tensor) for a in args)}
 
 
-def _settled(dense: measure.Step, candidate: measure.Step) -> measure.Comparison:
-    """Compare, and again for longer while the interval holds 1: a busy machine must not decide."""
-    result = measure.compare(dense, candidate, budget_s=_BUDGET_S)
-    for longer in (2, 4):
-        if result.low > 1 or result.high < 1:
-            break
-        result = measure.compare(dense, candidate, budget_s=longer * _BUDGET_S)
-    return result
-
-
 def _timed(
     dense: nn.Module,
     dense_args: tuple[Tensor, ...],
@@ -79,9 +69,9 @@ def _timed(
             measure.replayed(lambda: dense(*dense_args), args[0].device),
             measure.replayed(lambda: candidate(*args), args[0].device),
         )
-        result = _settled(*steps)
+        result = measure.settled(*steps, budget_s=_BUDGET_S)
         if result.low > 1:
-            result = _settled(*steps)
+            result = measure.settled(*steps, budget_s=_BUDGET_S)
     entry = {
         "speedup": result.speedup,
         "low": result.low,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
+from torchaccel.graph.chain import chain
 from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import module_of, set_module, trace
 from torchaccel.nn import (
@@ -134,10 +135,13 @@ def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
         reader.args = (quantized, *reader.args[1:])
 
 
-def assemble(model: nn.Module, chosen: Mapping[str, nn.Module]) -> nn.Module:
+def assemble(
+    model: nn.Module, chosen: Mapping[str, nn.Module], chained: Collection[str] = frozenset()
+) -> nn.Module:
     """A new model with copies of the `chosen` modules in place of those of the same names; a graph is connected.
 
-    `model` and the modules given stay as they are. A graph shares the layers that were not chosen.
+    `model` and the modules given stay as they are. A graph shares the layers that were not chosen. Neighbouring layers
+    among `chained` run as one.
     """
     if not isinstance(model, fx.GraphModule):
         assembled: nn.Module = copy.deepcopy(model)
@@ -149,4 +153,6 @@ def assemble(model: nn.Module, chosen: Mapping[str, nn.Module]) -> nn.Module:
     for name, module in chosen.items():
         set_module(graph, name, copy.deepcopy(module))
     connect(graph)
+    if chained:
+        chain(graph, chained)
     return graph

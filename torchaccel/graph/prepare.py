@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from torchaccel.graph.chain import unchain
 from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense
@@ -72,6 +73,7 @@ def prepare(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collection[
     """
     try:
         graph = trace(model)
+        unchain(graph)
         if not same_outputs(model, graph, inputs):
             raise UntraceableError(
                 "the recorded graph gives other outputs than the model, so its Python depends on values"

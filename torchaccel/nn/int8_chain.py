@@ -21,14 +21,18 @@ _PLANS = 8
 """Sizes of images whose plans are kept."""
 
 
-def takes(module: nn.Module) -> bool:
-    """Whether a layer can be part of a chain: an int8 convolution or pooling that gives int8, and the last average."""
+def takes(module: nn.Module, connected: bool = True) -> bool:
+    """Whether a layer can be part of a chain: an int8 convolution or max-pooling, or the average that ends it.
+
+    Args:
+        connected: whether a convolution must give int8 already.
+    """
     if isinstance(module, QuantizeInt8):
         return True
     if isinstance(module, Int8Conv):
         ungrouped = not isinstance(module, Int8Conv2d) or module.groups == 1
-        static = module.input == "static" and module.output_dtype in _check.INT8
-        return ungrouped and static and module.activation in _chain_plan.ACTIVATIONS
+        ready = not connected or module.output_dtype in _check.INT8
+        return ungrouped and ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, Int8AdaptiveAvgPool2d):
         return module.output_size == (1, 1)
     return isinstance(module, Int8MaxPool2d) and not module.ceil_mode
@@ -68,14 +72,19 @@ class Int8Chain(nn.Module):
                 self._plans.popitem(last=False)
         return plan
 
+    def _plannable(self, x: Tensor) -> bool:
+        if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
+            return False
+        return x.dtype == torch.float32 or (x.dtype in _check.INT8 and x.shape[1] % 4 == 0)
+
     def forward(self, x: Tensor) -> Tensor:
         guarded = _inference.needs_guard(x)
         source = x.detach() if guarded else x
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, *_check.INT8) or x.dim() != 4:
-            y = self.body(source)
-        else:
+        if self._plannable(x):
             p = self.plan(source)
             y = ops.int8_chain(source, p.steps, p.values, p.indices, p.floats, p.arena_bytes, p.out_size, p.out_dtype)
+        else:
+            y = self.body(source)
         return _inference.guard(y, x) if guarded else y
 
     def _apply(self, fn, recurse=True):

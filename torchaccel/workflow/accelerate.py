@@ -10,6 +10,7 @@ from torchaccel import measure
 from torchaccel.compress import finalize_masks_, why_kept
 from torchaccel.graph.cache import ChoiceCache
 from torchaccel.graph.choose import Choice, choose
+from torchaccel.graph.choose_chains import choose_chains
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.workflow.candidates import Candidates, candidates
@@ -20,12 +21,15 @@ from torchaccel.workflow.progress import Progress
 
 def choose_layers(
     prepared: Prepared, found: Candidates, inputs: tuple[Tensor, ...], cache: ChoiceCache, progress: Progress
-) -> tuple[dict[str, nn.Module], list[Choice]]:
-    """Run the choice with a progress bar, and keep what was measured."""
+) -> tuple[dict[str, nn.Module], list[Choice], set[str]]:
+    """Run the choice with progress bars, keep what was measured; winners, choices, and the layers in chains."""
     with progress.step("timing layers", sum(len(forms) for forms in found.alternatives.values())) as tick:
         winners, choices = choose(prepared.dense, found.alternatives, found.kept, inputs, cache, tick=lambda _: tick())
     cache.save()
-    return winners, choices
+    with progress.step("timing chains", 1) as tick:
+        chosen = choose_chains(prepared.dense, found.alternatives, winners, choices, inputs)
+        tick()
+    return chosen
 
 
 def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -58,8 +62,8 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     work = finalize_masks_(copy.deepcopy(model).eval())
     prepared = prepare(work, example_inputs, protected=why_kept(work))
     found = candidates(prepared, device)
-    winners, choices = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
-    fast = graphed(assemble(prepared.dense, winners), device)
+    winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
+    fast = graphed(assemble(prepared.dense, winners, chained), device)
     notes = [] if prepared.note is None else [prepared.note]
     given = finalize_masks_(copy.deepcopy(model).eval())
     with measure.inference():

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from torchaccel import __version__
+from torchaccel.graph.chain import chain, chained, unchain
 from torchaccel.graph.connect import connect
 from torchaccel.graph.prepare import skeleton
-from torchaccel.graph.trace import UntraceableError, set_module
+from torchaccel.graph.trace import UntraceableError, set_module, trace
 from torchaccel.nn import (
     Int8AdaptiveAvgPool2d,
     Int8Add,
@@ -72,6 +73,17 @@ def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None, bool]:
         if inner is None:
             return model, cast, graphs
         model = inner
+
+
+def _unchained(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A graph with its layers on their own, as files hold them, and the names of those that run in chains."""
+    if not isinstance(model, fx.GraphModule):
+        return model, []
+    graph = trace(model)
+    graph.meta.update(model.meta)
+    names = chained(graph)
+    unchain(graph)
+    return graph, names
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
@@ -139,8 +151,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Equivalent to `safetensors.torch.save_file(model.state_dict(), path)`, with what `load` needs to know beside it.
     """
     model, cast, graphs = _bare(model)
+    model, chains = _unchained(model)
     stored, aliases = _compact(model.state_dict())
-    metadata = json.dumps(_describe(model) | {"aliases": aliases, "cast": cast, "cuda_graphs": graphs})
+    metadata = json.dumps(_describe(model) | {"aliases": aliases, "cast": cast, "cuda_graphs": graphs, "chains": chains})
     with replacing(path) as temporary:
         save_file(stored, temporary, {KEY: metadata})
 
@@ -173,7 +186,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             if layer["kind"] not in LAYERS:
                 raise ValueError(f"layer {name!r} is of the kind {layer['kind']!r}, accepted are {', '.join(LAYERS)}")
             dict(layer["config"])
-        dict(metadata["aliases"]), list(metadata["inputs"])
+        dict(metadata["aliases"]), list(metadata["inputs"]), set(metadata.get("chains", ()))
         if (cast := metadata.get("cast")) is not None and cast["dtype"] not in _CASTS:
             raise ValueError(f"it is cast to {cast['dtype']!r}, accepted are {', '.join(map(str, _CASTS))}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -260,6 +273,7 @@ def load(
     _fill_constants(model, model_fn, torch.device(device))
     if isinstance(model, fx.GraphModule):
         connect(model)
+        chain(model, metadata.get("chains", ()))
     for module in model.modules():
         if isinstance(module, QuantizeInt8):
             module.to(device)

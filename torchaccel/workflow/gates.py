@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -36,6 +36,7 @@ def _flat(outputs: object) -> Tensor:
 def hold_accuracy(
     dense: nn.Module,
     winners: Mapping[str, nn.Module],
+    chained: Collection[str],
     choices: list[Choice],
     inputs: tuple[Tensor, ...],
     evaluate: Evaluate,
@@ -47,7 +48,7 @@ def hold_accuracy(
     Returns:
         The model, the choices as they are now, what `evaluate` gave last, and notes for the report.
     """
-    fast = graphed(assemble(dense, winners), inputs[0].device)
+    fast = graphed(assemble(dense, winners, chained), inputs[0].device)
     with progress.step("checking accuracy", 1) as tick:
         value = evaluated(evaluate, fast, "optimized")
         tick()
@@ -63,7 +64,7 @@ def hold_accuracy(
                 tick()
             back, group = min(back + group, len(order)), group * 2
             kept = {name: winners[name] for name in winners if name not in order[:back]}
-            fast = graphed(assemble(dense, kept), inputs[0].device)
+            fast = graphed(assemble(dense, kept, kept.keys() & set(chained)), inputs[0].device)
             value = evaluated(evaluate, fast, "optimized")
     restored = set(order[:back])
     choices = [

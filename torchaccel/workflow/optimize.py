@@ -107,7 +107,7 @@ def optimize(
     batches = [example_inputs] if calibration is None else calibration
     ranges = _ranges(prepared, int8, batches, len(example_inputs), progress)
     found = candidates(prepared, example_inputs[0].device, int8, ranges)
-    winners, choices = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
+    winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
 
     accuracy_passed: bool | None = None
     after: float | None = None
@@ -115,13 +115,13 @@ def optimize(
     if evaluate is not None and before is not None:
         at_least = before - max_drop - 1e-9  # a drop of just max_drop may be rounded up
         fast, choices, after, restored = hold_accuracy(
-            prepared.dense, winners, choices, example_inputs, evaluate, at_least, progress
+            prepared.dense, winners, chained, choices, example_inputs, evaluate, at_least, progress
         )
         accuracy_passed = after >= at_least
         notes.extend(restored)
         refuse = partial(too_inexact, evaluate=evaluate, at_least=at_least)
     else:
-        fast = graphed(assemble(prepared.dense, winners), example_inputs[0].device)
+        fast = graphed(assemble(prepared.dense, winners, chained), example_inputs[0].device)
         notes.append(f"outputs moved by {moved(original, fast, example_inputs):.2%} on the example inputs")
 
     fused = Form("folded and fused", prepared.dense, "the graph of torchaccel with every layer in dense float")
