@@ -1,5 +1,9 @@
 // int8_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those that
 // are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
+//
+// A thread takes some images at a time: first one after the other through the early steps, whose activations stay in
+// L2; then all of them step by step through the late ones, whose weights would not, so that a part of the weights
+// that does serves each image in turn. The arena of a thread is one early part, and a late part for each image.
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
@@ -36,12 +40,24 @@ class Barrier {
   alignas(64) std::atomic<int64_t> round_{0};
 };
 
+constexpr int64_t kTogether = 8;             // images of a thread at a time
+constexpr int64_t kWeightBytes = 128 << 10;  // that stay in L2 from one image to the next
+
 struct Chain {
   const ChainStep* steps;
-  int64_t count;
+  int64_t count, late_steps;  // the first of the late ones
+  int64_t early, late;        // bytes of the arena's parts
   ChainData data;
   int64_t in_bytes, out_bytes;  // of an image
+
+  int64_t arena_bytes(int64_t together) const { return early + together * late; }
 };
+
+// Images that a thread has at a time.
+int64_t together(int64_t images, int64_t parts) {
+  const int64_t each = images / parts;
+  return each < 1 ? 1 : each < kTogether ? each : kTogether;
+}
 
 int64_t tiles(const ChainStep& s) { return (s.vectors + s.tile - 1) / s.tile; }
 
@@ -91,14 +107,59 @@ ChainData image(const Chain& chain, int64_t n, uint8_t* arena) {
   return data;
 }
 
-void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena, int64_t arena_bytes) {
+// A step on the late part of image `slot` of those that a thread has.
+ChainStep in_slot(const Chain& chain, const ChainStep& step, int64_t slot) {
+  ChainStep s = step;
+  const int64_t shift = slot * chain.late;
+  if (s.x >= chain.early) s.x += shift;
+  if (s.y >= chain.early) s.y += shift;
+  if (s.residual >= chain.early) s.residual += shift;
+  return s;
+}
+
+// Output planes whose weights stay in L2.
+int64_t planes_at_once(const ChainStep& s, const int32_t* indices) {
+  if (static_cast<ChainKind>(s.kind) != ChainKind::kConv || s.planes == 0) return s.planes;
+  const int64_t rows = s.block_rows == 1 ? 4 * s.planes : s.planes;
+  const int64_t bytes = s.block_rows == 0 ? s.planes * s.blocks * 16
+                                          : indices[s.row_offsets + rows] * (4 * s.block_rows + 4);
+  const int64_t planes = s.planes * kWeightBytes / (bytes + 1);
+  return planes < 1 ? 1 : planes < s.planes ? planes : s.planes;
+}
+
+// Images [n, n + count) on one thread.
+void run_images(const Chain& chain, const Kernels& kernel, int64_t n, int64_t count, uint8_t* arena) {
+  for (int64_t slot = 0; slot < count; ++slot) {
+    const ChainData data = image(chain, n + slot, arena);
+    for (int64_t i = 0; i < chain.late_steps; ++i) {
+      kernel.chain(in_slot(chain, chain.steps[i], slot), data, 0, tasks(chain.steps[i]));
+    }
+  }
+  for (int64_t i = chain.late_steps; i < chain.count; ++i) {
+    const ChainStep& step = chain.steps[i];
+    const bool conv = static_cast<ChainKind>(step.kind) == ChainKind::kConv;
+    const int64_t all = conv ? step.planes : tasks(step), rounds = conv ? tiles(step) : 1;
+    const int64_t wide = conv ? planes_at_once(step, chain.data.indices) : all;
+    for (int64_t plane = 0; plane < all; plane += wide) {
+      const int64_t end = plane + wide < all ? plane + wide : all;
+      for (int64_t slot = 0; slot < count; ++slot) {
+        const ChainStep here = in_slot(chain, step, slot);
+        const ChainData data = image(chain, n + slot, arena);
+        for (int64_t tile = 0; tile < rounds; ++tile) kernel.chain(here, data, tile * all + plane, tile * all + end);
+      }
+    }
+  }
+}
+
+void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena) {
   const Kernels& kernel = kernels();
-  const int64_t whole = images - images % parts;  // one image a thread at a time
+  const int64_t whole = images - images % parts;  // shared out by images
+  const int64_t some = together(images, parts), arena_bytes = chain.arena_bytes(some);
   Barrier barrier(parts);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin * (whole / parts); n < end * (whole / parts); ++n) {
-      const ChainData data = image(chain, n, arena + begin * arena_bytes);
-      for (int64_t i = 0; i < chain.count; ++i) kernel.chain(chain.steps[i], data, 0, tasks(chain.steps[i]));
+    const int64_t stop = end * (whole / parts);
+    for (int64_t n = begin * (whole / parts); n < stop; n += some) {
+      run_images(chain, kernel, n, stop - n < some ? stop - n : some, arena + begin * arena_bytes);
     }
     barrier.arrive(end - begin);
     for (int64_t n = whole; n < images; ++n) {
@@ -113,8 +174,39 @@ void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena, int6
   });
 }
 
+// The arena of a call: the tensor that was given, if it is large enough and no other call has it; else memory of its own.
+class Arena {
+ public:
+  Arena(Tensor& given, int64_t bytes) {
+    uint8_t* data = static_cast<uint8_t*>(given.mutable_data_ptr());
+    uint8_t* aligned = data + (-reinterpret_cast<intptr_t>(data) & 63);
+    if (given.numel() >= bytes + kHead + 64 &&
+        __atomic_exchange_n(reinterpret_cast<int32_t*>(aligned), 1, __ATOMIC_ACQUIRE) == 0) {
+      taken_ = reinterpret_cast<int32_t*>(aligned);
+      data_ = aligned + kHead;
+    } else {
+      data_ = owned_ = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64)));
+      if (owned_ == nullptr) throw std::bad_alloc();
+    }
+  }
+  ~Arena() {
+    if (taken_ != nullptr) __atomic_store_n(taken_, 0, __ATOMIC_RELEASE);
+    std::free(owned_);
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  static constexpr int64_t kHead = 64;  // of the tensor: whether it is taken, 0 or 1
+  int32_t* taken_ = nullptr;
+  uint8_t *data_ = nullptr, *owned_ = nullptr;
+};
+
 Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices, const Tensor& floats,
-                  int64_t arena_bytes, const std::vector<int64_t>& out_size, ScalarType out_dtype) {
+                  Tensor arena, const std::vector<int64_t>& parts_of_arena, const std::vector<int64_t>& out_size,
+                  ScalarType out_dtype) {
   Arguments args("int8_chain", x);
   check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
   check_dtype(args.op(), "out_dtype", out_dtype, {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
@@ -126,6 +218,12 @@ Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   Chain chain = {};
   chain.steps = static_cast<const ChainStep*>(plan.const_data_ptr());
   chain.count = plan.size(0);
+  STD_TORCH_CHECK(parts_of_arena.size() == 3 && parts_of_arena[2] >= 0 && parts_of_arena[2] <= chain.count, args.op(),
+                  ": parts does not hold what is accepted: early and late bytes, and the first late step");
+  check_dtype(args.op(), "arena", arena.scalar_type(), {ScalarType::Byte});
+  chain.early = parts_of_arena[0];
+  chain.late = parts_of_arena[1];
+  chain.late_steps = parts_of_arena[2];
   chain.data.values = args.vector<int8_t>("values", values, ScalarType::Char, values.numel());
   chain.data.indices = args.vector<int32_t>("indices", indices, ScalarType::Int, indices.numel());
   chain.data.floats = args.vector<float>("floats", floats, ScalarType::Float, floats.numel());
@@ -140,9 +238,8 @@ Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   chain.out_bytes = out_size[0] * out_size[1] * out_size[2] * (chain.data.out_float ? 4 : 1);
   if (n == 0) return out;
   const int64_t parts = torch::stable::get_num_threads();
-  const int64_t arenas = n >= parts ? parts : 1;
-  const Scratch scratch(arenas * arena_bytes);
-  run(chain, n, parts, scratch.data(), arena_bytes);
+  const Arena memory(arena, (n >= parts ? parts : 1) * chain.arena_bytes(together(n, parts)));
+  run(chain, n, parts, memory.data());
   return out;
 }
 

@@ -22,6 +22,8 @@ from torchaccel.ops.int8_chain import LANES, Kind, Step
 
 LINE = 64
 TILE = 8
+LATE_BYTES = 256 << 10
+"""Weights of one step, a quarter of a usual L2."""
 ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
 
 
@@ -82,6 +84,20 @@ class _Plane:
         return (lines | 1) * LINE
 
 
+def _fit(planes: list[_Plane], start: int) -> int:
+    """First fit, by when each activation is written first and read last; returns where the last one ends."""
+    placed: list[tuple[int, int, _Plane]] = []
+    for plane in sorted(planes, key=lambda p: -p.planes * p.plane_bytes()):
+        size, at = plane.planes * plane.plane_bytes() + 2 * LINE, start
+        for begin, end, other in sorted(placed, key=lambda p: p[0]):
+            apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
+            if not apart and at < end and begin < at + size:
+                at = end
+        plane.at = at
+        placed.append((at, at + size, plane))
+    return max((end for _, end, _ in placed), default=start) + 4 * LINE
+
+
 @dataclass
 class Plan:
     """What `ops.int8_chain` takes besides x."""
@@ -90,9 +106,10 @@ class Plan:
     values: Tensor
     indices: Tensor
     floats: Tensor
-    arena_bytes: int
+    parts: tuple[int, int, int]
     out_size: tuple[int, int, int]
     out_dtype: torch.dtype
+    arena: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
 
 def _padded_weight(module: Int8Conv2d) -> Tensor:
@@ -357,18 +374,22 @@ class _Builder:
         for plane in self.planes:
             plane.pitch = widest[root(plane)]
 
-    def _place(self) -> int:
-        """First fit, by when each activation is written first and read last; returns the arena's bytes."""
-        placed: list[tuple[int, int, _Plane]] = []
-        for plane in sorted(self.planes, key=lambda p: -p.planes * p.plane_bytes()):
-            size, at = plane.planes * plane.plane_bytes() + 2 * LINE, 0
-            for begin, end, other in sorted(placed, key=lambda p: p[0]):
-                apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
-                if not apart and at < end and begin < at + size:
-                    at = end
-            plane.at = at
-            placed.append((at, at + size, plane))
-        return max((end for _, end, _ in placed), default=0) + 4 * LINE
+    def _first_late(self) -> int:
+        """The first step whose weights would not stay in L2 beside its activations: from there on images go together."""
+        for i, (step, *_) in enumerate(self.steps):
+            if i in self.taps and step.kind == Kind.CONV:
+                bytes = self.taps[i][0].numel() * (step.planes * 16 if step.block_rows == 0 else 4 * step.block_rows + 4)
+                if bytes > LATE_BYTES:
+                    return i
+        return len(self.steps)
+
+    def _place(self) -> tuple[int, int, int]:
+        """Give each activation its place: first the early ones, then those that a late step reads or writes."""
+        first_late = self._first_late()
+        late = [plane for plane in self.planes if max(plane.steps) >= first_late]
+        early = [plane for plane in self.planes if max(plane.steps) < first_late]
+        early_end = _fit(early, 0)
+        return early_end, _fit(late, early_end) - early_end, first_late
 
     def _masks(self, y: _Plane, seen: dict[tuple[int, int, int], int]) -> int:
         key = y.h, y.w, y.pitch
@@ -381,7 +402,7 @@ class _Builder:
 
     def finish(self) -> Plan:
         self._set_pitches()
-        arena = self._place()
+        parts = self._place()
         masks: dict[tuple[int, int, int], int] = {}
         for i, (step, x, y, residual) in enumerate(self.steps):
             if x is not None:
@@ -422,7 +443,7 @@ class _Builder:
             torch.cat(self.values or empty).to(torch.int8),
             torch.cat(self.indices or empty).to(torch.int32),
             torch.cat(self.floats or empty).to(torch.float32),
-            arena,
+            parts,
             *self.out,
         )
 

@@ -15,7 +15,7 @@ from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.ops import _check, has_kernel
-from torchaccel.ops.int8_chain import supports
+from torchaccel.ops.int8_chain import arena_bytes, supports
 
 _PLANS = 8
 """Sizes of images whose plans are kept."""
@@ -72,6 +72,16 @@ class Int8Chain(nn.Module):
                 self._plans.popitem(last=False)
         return plan
 
+    @torch.compiler.disable
+    def _run(self, x: Tensor) -> Tensor:
+        p = self.plan(x)
+        size = arena_bytes(p.parts, x.shape[0], torch.get_num_threads())
+        if p.arena.numel() < size:
+            p.arena = torch.zeros(size, dtype=torch.uint8)
+        return ops.int8_chain(
+            x, p.steps, p.values, p.indices, p.floats, p.arena, p.parts, p.out_size, p.out_dtype
+        )  # fmt: skip
+
     def _plannable(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
             return False
@@ -81,8 +91,7 @@ class Int8Chain(nn.Module):
         guarded = _inference.needs_guard(x)
         source = x.detach() if guarded else x
         if self._plannable(x):
-            p = self.plan(source)
-            y = ops.int8_chain(source, p.steps, p.values, p.indices, p.floats, p.arena_bytes, p.out_size, p.out_dtype)
+            y = self._run(source)
         else:
             y = self.body(source)
         return _inference.guard(y, x) if guarded else y

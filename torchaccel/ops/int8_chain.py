@@ -14,6 +14,8 @@ from torchaccel.ops._library import define, run
 
 OP = "int8_chain"
 LANES = 16
+TOGETHER = 8
+"""Images that a thread has at a time, as in csrc/cpu/int8_chain.cpp."""
 
 
 class Kind(IntEnum):
@@ -188,7 +190,7 @@ class _Machine:
         }[Kind(s.kind)](s)
 
 
-def _fake(x, plan, values, indices, floats, arena_bytes, out_size, out_dtype):
+def _fake(x, plan, values, indices, floats, arena, parts, out_size, out_dtype):
     return _conv.empty_nhwc((x.shape[0], *out_size), out_dtype, x.device)
 
 
@@ -198,21 +200,22 @@ def _reference(
     values: Tensor,
     indices: Tensor,
     floats: Tensor,
-    arena_bytes: int,
+    arena: Tensor,
+    parts: Sequence[int],
     out_size: Sequence[int],
     out_dtype: torch.dtype,
 ) -> Tensor:
-    out = _fake(x, plan, values, indices, floats, arena_bytes, out_size, out_dtype)
+    out = _fake(x, plan, values, indices, floats, arena, parts, out_size, out_dtype)
     for n in range(x.shape[0]):
-        machine = _Machine(values, indices, floats, arena_bytes, x[n], out[n])
+        machine = _Machine(values, indices, floats, parts[0] + parts[1], x[n], out[n])
         for ints in plan.tolist():
             machine.step(Step(*ints))
     return out
 
 
 define(
-    f"{OP}(Tensor x, Tensor plan, Tensor values, Tensor indices, Tensor floats, int arena_bytes, int[] out_size, "
-    "ScalarType out_dtype) -> Tensor",
+    f"{OP}(Tensor x, Tensor plan, Tensor values, Tensor indices, Tensor floats, Tensor(a!) arena, int[] parts, "
+    "int[] out_size, ScalarType out_dtype) -> Tensor",
     _reference,
     _fake,
 )
@@ -223,13 +226,20 @@ def supports(device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"chains run on the CPU, on {device.type} layers hand on NHWC"
 
 
+def arena_bytes(parts: Sequence[int], images: int, threads: int) -> int:
+    """The size of the arena that a call with so many images and threads does without allocating."""
+    together = max(min(images // threads, TOGETHER), 1)
+    return (threads if images >= threads else 1) * (parts[0] + together * parts[1]) + 2 * 64
+
+
 def int8_chain(
     x: Tensor,
     plan: Tensor,
     values: Tensor,
     indices: Tensor,
     floats: Tensor,
-    arena_bytes: int,
+    arena: Tensor,
+    parts: Sequence[int],
     out_size: Sequence[int],
     out_dtype: torch.dtype,
 ) -> Tensor:
@@ -241,7 +251,10 @@ def int8_chain(
         x: [N, C, H, W] float32, int8 or uint8.
         plan: [steps, fields of `Step`] int64.
         values: int8 weights; indices: int32; floats: float32; what the steps index.
-        arena_bytes: memory that one image needs.
+        arena: uint8, zeros at first, memory to work in, of `arena_bytes`; where it is too small, or another call has it, memory is
+            allocated for the call.
+        parts: bytes of the arena that images share one after the other, bytes that each image has for itself, and the
+            first step of those that several images take together.
         out_size: (O, OH, OW).
         out_dtype: float32, int8 or uint8.
 
@@ -266,11 +279,12 @@ def int8_chain(
             ("values", values, torch.int8),
             ("indices", indices, torch.int32),
             ("floats", floats, torch.float32),
+            ("arena", arena, torch.uint8),
         ):
             _check.dtype_in(OP, name, tensor.dtype, (dtype,))
-        _check.device_of(OP, x, plan=plan, values=values, indices=indices, floats=floats)
+        _check.device_of(OP, x, plan=plan, values=values, indices=indices, floats=floats, arena=arena)
 
     def call(op: Callable) -> Tensor:
-        return op(x, plan, values, indices, floats, arena_bytes, out_size, out_dtype)
+        return op(x, plan, values, indices, floats, arena, parts, out_size, out_dtype)
 
     return run(OP, x.device, supports(x.device), _reference, validate, call)
