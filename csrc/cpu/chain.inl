@@ -26,25 +26,25 @@ struct ChainTile {
 struct ChainOut {
   const int32_t* starts;
   const float *scale, *bias;
-  F32 inverse, low, high, residual_scale;
+  F32 inverse, residual_scale;
   I32 residual_shift;
-  int32_t zero_word;  // the zero point in each of four bytes
+  Pair low, high, zero_point;  // of steps
+  I32 zero_word;               // the zero point in each of four bytes
 };
 
-// The steps from the zero point of sums of channel c: act(float(sum) * scale + bias + residual) / scale_out.
+// The steps from the zero point of sums of one channel: (float(sum) * scale + bias + residual) / scale_out. The plan
+// makes sure that they fit an int32, and activations are bounds of steps.
 template <bool kResidual>
 TORCHACCEL_INLINE I32 chain_steps(const ChainOut& out, I32 sum, F32 scale, F32 bias, X added, W which) {
   F32 y = f32_add(f32_mul(f32_of(sum), scale), bias);
-  if (kResidual) {
-    y = f32_add(y, f32_mul(f32_of(dot4(out.residual_shift, added, which)), out.residual_scale));
-  }
-  return i32_round(f32_min(out.high, f32_max(out.low, f32_mul(y, out.inverse))));
+  if (kResidual) y = f32_add(y, f32_mul(f32_of(dot4(out.residual_shift, added, which)), out.residual_scale));
+  return i32_round(f32_mul(y, out.inverse));
 }
 
 // Stores the bytes of a vector of places; those that are no pixels get the zero point.
-TORCHACCEL_INLINE void chain_store(const ChainOut& out, uint8_t* y, I32 packed, int32_t mask) {
-  const I32 zero = i32_splat(out.zero_word);
-  i32_store(reinterpret_cast<int32_t*>(y), i32_select(mask, i32_add(packed, zero), zero));
+TORCHACCEL_INLINE void chain_store(const ChainOut& out, uint8_t* y, Pair first, Pair last, int32_t mask) {
+  const I32 bytes = i32_bytes(first, last, out.low, out.high, out.zero_point);
+  i32_store(reinterpret_cast<int32_t*>(y), i32_select(mask, bytes, out.zero_word));
 }
 
 // The zero point before and after a plane's vectors.
@@ -60,11 +60,10 @@ template <int V, bool kResidual>
 static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
                       const int32_t* rows) {
   constexpr int kSets = V <= 4 && 2 * V <= kAccumulators ? 2 : 1;
-  I32 packed[V];
-  TORCHACCEL_UNROLL
-  for (int v = 0; v < V; ++v) packed[v] = i32_splat(0);
+  I32 even[V];    // steps of channel 0, then 2
+  Pair first[V];  // of channels 0 and 1
   TORCHACCEL_UNROLL  // a branch of its own for the end of each row is predicted better
-  for (int c = 3; c >= 0; --c) {
+  for (int c = 0; c < 4; ++c) {
     I32 sums[kSets][V];
     TORCHACCEL_UNROLL
     for (int s = 0; s < kSets; ++s) {
@@ -94,11 +93,16 @@ static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* val
     for (int v = 0; v < V; ++v) {
       const I32 sum = kSets == 2 ? i32_add(sums[0][v], sums[kSets - 1][v]) : sums[0][v];
       const X added = x_load(t.residual + 64 * v);
-      packed[v] = i32_add(i32_shl8(packed[v]), chain_steps<kResidual>(out, sum, scale, bias, added, which));
+      const I32 steps = chain_steps<kResidual>(out, sum, scale, bias, added, which);
+      if (c % 2 == 0) {
+        even[v] = steps;
+      } else if (c == 1) {
+        first[v] = pair(even[v], steps);
+      } else {
+        chain_store(out, t.y + 64 * v, first[v], pair(even[v], steps), t.masks[v]);
+      }
     }
   }
-  TORCHACCEL_UNROLL
-  for (int v = 0; v < V; ++v) chain_store(out, t.y + 64 * v, packed[v], t.masks[v]);
 }
 
 // sums [4][V * 16] of four channels over `count` blocks.
@@ -137,22 +141,17 @@ static void chain_4x4(const ChainTile& t, const ChainOut& out, const int8_t* val
   alignas(64) int32_t sums[4 * V * 16];
   chain_sums_4x4<V>(t.x, values, offsets, count, sums);
   asm volatile("" ::: "memory");
-  I32 packed[V];
-  TORCHACCEL_UNROLL
-  for (int v = 0; v < V; ++v) packed[v] = i32_splat(0);
-  for (int c = 3; c >= 0; --c) {
-    const I32 start = i32_splat(out.starts[c]);
-    const F32 scale = f32_splat(out.scale[c]), bias = f32_splat(out.bias[c]);
-    const W which = w_splat(1 << 8 * c);
+  for (int v = 0; v < V; ++v) {
+    const X added = x_load(t.residual + 64 * v);
+    I32 steps[4];
     TORCHACCEL_UNROLL
-    for (int v = 0; v < V; ++v) {
-      const I32 sum = i32_add(start, i32_load(sums + 16 * (c * V + v)));
-      const X added = x_load(t.residual + 64 * v);
-      packed[v] = i32_add(i32_shl8(packed[v]), chain_steps<kResidual>(out, sum, scale, bias, added, which));
+    for (int c = 0; c < 4; ++c) {
+      const I32 sum = i32_add(i32_splat(out.starts[c]), i32_load(sums + 16 * (c * V + v)));
+      const F32 scale = f32_splat(out.scale[c]), bias = f32_splat(out.bias[c]);
+      steps[c] = chain_steps<kResidual>(out, sum, scale, bias, added, w_splat(1 << 8 * c));
     }
+    chain_store(out, t.y + 64 * v, pair(steps[0], steps[1]), pair(steps[2], steps[3]), t.masks[v]);
   }
-  TORCHACCEL_UNROLL
-  for (int v = 0; v < V; ++v) chain_store(out, t.y + 64 * v, packed[v], t.masks[v]);
 }
 
 // V vectors of places of a plane.
@@ -224,11 +223,12 @@ static void chain_conv(const ChainStep& s, const ChainData& d, int64_t begin, in
   const float* floats = d.floats + s.floats;
   ChainOut out;
   out.inverse = f32_splat(floats[0]);
-  out.low = f32_splat(floats[1]);
-  out.high = f32_splat(floats[2]);
+  out.low = pair_splat(static_cast<int32_t>(floats[1]));
+  out.high = pair_splat(static_cast<int32_t>(floats[2]));
+  out.zero_point = pair_splat(static_cast<int32_t>(s.zero_point));
   out.residual_scale = f32_splat(floats[3]);
   out.residual_shift = i32_splat(static_cast<int32_t>(-s.residual_zero_point));
-  out.zero_word = static_cast<int32_t>(s.zero_point * 0x01010101);
+  out.zero_word = i32_splat(static_cast<int32_t>(s.zero_point * 0x01010101));
   for (int64_t task = begin; task < end; ++task) {
     const int64_t tile = task / s.planes, plane = task % s.planes;
     // Tiles of about the same size.

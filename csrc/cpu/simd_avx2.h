@@ -27,6 +27,24 @@ TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.l
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_shl8(I32 a) { return {_mm256_slli_epi32(a.lo, 8), _mm256_slli_epi32(a.hi, 8)}; }
+// Two vectors as 16 bits, saturated; in an order that i32_bytes knows.
+using Pair = I32;
+TORCHACCEL_INLINE Pair pair(I32 a, I32 b) { return {_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(a.hi, b.hi)}; }
+TORCHACCEL_INLINE Pair pair_splat(int32_t x) {
+  const __m256i words = _mm256_set1_epi16(static_cast<int16_t>(x));
+  return {words, words};
+}
+TORCHACCEL_INLINE __m256i bytes256(__m256i a, __m256i b, __m256i low, __m256i high, __m256i add) {
+  a = _mm256_adds_epi16(_mm256_min_epi16(high, _mm256_max_epi16(low, a)), add);
+  b = _mm256_adds_epi16(_mm256_min_epi16(high, _mm256_max_epi16(low, b)), add);
+  const __m256i order = _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703, 0x0c080400, 0x0d090501,
+                                          0x0e0a0602, 0x0f0b0703);
+  return _mm256_shuffle_epi8(_mm256_packus_epi16(a, b), order);
+}
+// Byte c of lane i is lane i of vector c of (a, b), clamped to [low, high], plus `add`, saturated to a byte.
+TORCHACCEL_INLINE I32 i32_bytes(Pair a, Pair b, Pair low, Pair high, Pair add) {
+  return {bytes256(a.lo, b.lo, low.lo, high.lo, add.lo), bytes256(a.hi, b.hi, low.hi, high.hi, add.hi)};
+}
 // Lane i of a where bit i is set, else of b.
 TORCHACCEL_INLINE I32 i32_select(int32_t bits, I32 a, I32 b) {
   const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), word = _mm256_set1_epi32(bits);

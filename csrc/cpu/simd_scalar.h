@@ -55,6 +55,24 @@ TORCHACCEL_INLINE void i32_store_u8(uint8_t* p, const I32& a) {
   const U8x16 bytes = __builtin_convertvector(i32_clamp(a, 0, 255), U8x16);
   memcpy(p, &bytes, 16);
 }
+// Two vectors as 16 bits, saturated.
+struct Pair {
+  I32 a, b;
+};
+TORCHACCEL_INLINE Pair pair(const I32& a, const I32& b) {
+  return {i32_clamp(a, -32768, 32767), i32_clamp(b, -32768, 32767)};
+}
+TORCHACCEL_INLINE Pair pair_splat(int32_t x) { return {i32_splat(x), i32_splat(x)}; }
+// Byte c of lane i is lane i of vector c of (a, b), clamped to [low, high], plus `add`, saturated to a byte.
+TORCHACCEL_INLINE I32 i32_bytes(const Pair& a, const Pair& b, const Pair& low, const Pair& high, const Pair& add) {
+  const I32 four[4] = {a.a, a.b, b.a, b.b};
+  I32 bytes = i32_splat(0);
+  for (int c = 0; c < 4; ++c) {
+    const I32 raised = four[c] > low.a ? four[c] : low.a, held = raised < high.a ? raised : high.a;
+    bytes |= i32_clamp(held + add.a, 0, 255) << (8 * c);
+  }
+  return bytes;
+}
 // Half to even, for |x| below 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
 TORCHACCEL_INLINE I32 i32_round(const F32& a) { return __builtin_convertvector((a + 12582912.0f) - 12582912.0f, I32); }
 // The bits without the sign; as integers they order as the magnitudes do, infinity and NaN at the top.

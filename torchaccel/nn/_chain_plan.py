@@ -27,6 +27,16 @@ LATE_BYTES = 256 << 10
 ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
 
 
+STEPS = 1 << 15
+"""Bounds of activations are kept in 16 bits."""
+MOST_STEPS = 1 << 30
+"""How far an output before saturation may lie from its zero point, so that it fits an int32."""
+
+
+class UnplannableError(Exception):
+    """The layers have numbers that a chain does not hold."""
+
+
 def byte_zero_point(range: InputRange) -> int:
     """The zero point as a chain keeps activations: in uint8, int8 with its sign bit flipped."""
     return range.zero_point + (128 if range.dtype == torch.int8 else 0)
@@ -153,12 +163,6 @@ class _Builder:
         self.planes.append(_Plane(*args, **kwargs))
         return self.planes[-1]
 
-    @staticmethod
-    def _bounds(zero_point: int, inverse: Tensor, low: float, high: float) -> list[Tensor]:
-        """The least and greatest step from the zero point, after an activation to [low, high]."""
-        least = torch.tensor(max(-zero_point, low) if low == 0.0 else float(-zero_point))
-        return [least, torch.minimum(torch.tensor(255.0 - zero_point), torch.tensor(high, dtype=torch.float32) * inverse)]
-
     # Steps.
 
     def load(self, range: InputRange) -> _Plane:
@@ -168,8 +172,7 @@ class _Builder:
             plane = self._plane(-(-c // 4), h, w, byte_zero_point(range))
             self.outside[range] = plane
             inverse = torch.reciprocal(torch.tensor([range.scale], dtype=torch.float32))
-            bounds = self._bounds(plane.zero_point, inverse, -torch.inf, torch.inf)
-            floats = torch.stack([inverse[0], bounds[0], torch.tensor(255.0 - plane.zero_point)])
+            floats = torch.cat([inverse, torch.tensor([-float(plane.zero_point), 255.0 - plane.zero_point])])
             flip = not self.is_float and range.dtype == torch.int8
             self._add(
                 Step(
@@ -253,8 +256,13 @@ class _Builder:
         floats[0, : m.out_channels] = m.input_scale.float() * m.scale
         # Adding -0 changes nothing, not even a negative zero.
         floats[1, : m.out_channels] = -0.0 if m.bias is None else m.bias
-        least, most = self._bounds(y.zero_point, inverse, *ACTIVATIONS[m.activation])
-        head = torch.stack([inverse[0], least, most.reshape(()), residual_scale[0]])
+        low, high = (torch.tensor(bound) * inverse for bound in ACTIVATIONS[m.activation])
+        bounds = torch.cat([low.round().clamp(min=-STEPS), high.round().clamp(max=STEPS - 1)])
+        head = torch.cat([inverse, bounds, residual_scale])
+        depth = m.in_channels * m.kernel_size[0] * m.kernel_size[1]
+        most = 255.0 * 127.0 * depth * floats[0].abs() + floats[1].abs() + 255.0 * residual_scale
+        if not (most * inverse).max() < MOST_STEPS:
+            raise UnplannableError("a convolution's sums may lie too far outside of its output's range")
         starts = torch.zeros(4 * y.planes, dtype=torch.int32)
         starts[: m.out_channels] = -byte_zero_point(given) * m.colsum
         step = Step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from typing import Any
 
@@ -53,7 +54,7 @@ class Int8Chain(nn.Module):
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__()
         self.body = body
-        self._plans: OrderedDict[Any, _chain_plan.Plan] = OrderedDict()
+        self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
 
     def unsupported(self, device: torch.device) -> str | None:
         """Why no native kernel would serve the chain on `device`, or None."""
@@ -61,12 +62,13 @@ class Int8Chain(nn.Module):
             return f"no native kernel for int8_chain on {device.type} (see torchaccel doctor)"
         return supports(device)
 
-    def plan(self, x: Tensor) -> _chain_plan.Plan:
-        """The plan for images of the size of x."""
+    def plan(self, x: Tensor) -> _chain_plan.Plan | None:
+        """The plan for images of the size of x, or None where there can be none."""
         key = tuple(x.shape[1:]), x.dtype
         plan = self._plans.get(key)
-        if plan is None:
-            plan = _chain_plan.build(self.body, key[0], x.is_floating_point())
+        if plan is None and key not in self._plans:
+            with contextlib.suppress(_chain_plan.UnplannableError):
+                plan = _chain_plan.build(self.body, key[0], x.is_floating_point())
             self._plans[key] = plan
             while len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
@@ -75,6 +77,8 @@ class Int8Chain(nn.Module):
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor:
         p = self.plan(x)
+        if p is None:
+            return self.body(x)
         size = arena_bytes(p.parts, x.shape[0], torch.get_num_threads())
         if p.arena.numel() < size:
             p.arena = torch.zeros(size, dtype=torch.uint8)

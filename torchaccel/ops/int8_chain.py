@@ -155,7 +155,7 @@ class _Machine:
             q = self.arena[self._places(s.residual, s.residual_plane, 64, s.planes, s.vectors, LANES)]
             added = q.flatten(1, 2).transpose(0, 1).flatten(1).to(torch.int32) - s.residual_zero_point
             y = y + added.to(torch.float32) * residual_scale
-        self._write(s, (y * inverse).clamp(low, high).round() + s.zero_point)
+        self._write(s, ((y * inverse).round().clamp(low, high) + s.zero_point).clamp(0, 255))
 
     def max_pool(self, s: Step) -> None:
         taps = self.indices[s.offsets : s.offsets + s.blocks]
