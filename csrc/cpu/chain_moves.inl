@@ -5,15 +5,16 @@
 
 // `count` places from pixel x of a row on, every stride_w-th of which goes to one phase.
 template <int64_t kStride>
-TORCHACCEL_INLINE void chain_scatter(const ChainStep& s, uint8_t* row, int64_t x, const uint32_t* places,
-                                     int64_t count) {
+TORCHACCEL_INLINE void chain_scatter(const ChainStep& s, uint8_t* row, int64_t x,
+                                     const uint32_t* __restrict places, int64_t count) {
   const int64_t stride = kStride > 0 ? kStride : s.stride_w;
   const int64_t across = x + s.pad_w, first = across / stride, phase = across % stride;
   for (int64_t p = 0; p < s.phases_w; ++p) {
     // The place at across + i has phase p.
     const int64_t skip = p >= phase ? p - phase : p - phase + stride;
-    uint32_t* to = reinterpret_cast<uint32_t*>(row + p * s.phase) + first + (p < phase);
-    for (int64_t i = skip; i < count; i += stride) *to++ = places[i];
+    uint32_t* __restrict to = reinterpret_cast<uint32_t*>(row + p * s.phase) + first + (p < phase);
+    const int64_t n = (count - skip + stride - 1) / stride;
+    for (int64_t i = 0; i < n; ++i) to[i] = places[skip + i * stride];
   }
 }
 
@@ -57,17 +58,20 @@ static void chain_quantize(const ChainStep& s, const ChainData& d, int64_t plane
 
 // Planes [begin, end) of the tensor outside, into the arena.
 static void chain_load(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+  constexpr int64_t kPixels = 128;       // at once, where they come as floats
   alignas(64) uint32_t places[16 * 16];  // [plane][pixel]
-  const int64_t wide = d.in_float ? 1 : 16;
+  const int64_t wide = d.in_float ? 1 : 16, step = d.in_float ? kPixels : 16;
   for (int64_t plane = begin; plane < end; plane += wide) {
     const int64_t n = end - plane < wide ? end - plane : wide;
     uint8_t* y = d.arena + s.y + plane * s.y_plane;
     for (int64_t i = 0; i < n; ++i) chain_clear(s, y + i * s.y_plane);
     for (int64_t row = 0; row < s.h; ++row) {
-      for (int64_t x = 0; x < s.w; x += 16) {
-        const int64_t count = s.w - x < 16 ? s.w - x : 16;
+      for (int64_t x = 0; x < s.w; x += step) {
+        const int64_t count = s.w - x < step ? s.w - x : step;
         if (d.in_float) {
-          chain_quantize(s, d, plane, row, x, count, places);
+          for (int64_t i = 0; i < count; i += 16) {
+            chain_quantize(s, d, plane, row, x + i, count - i < 16 ? count - i : 16, places + i);
+          }
         } else {
           const uint8_t* pixels[16];
           for (int64_t i = 0; i < 16; ++i) {  // pixels that do not exist repeat the last one
@@ -124,8 +128,10 @@ static void chain_average(const ChainStep& s, const ChainData& d, int64_t begin,
   for (int64_t plane = begin; plane < end; ++plane) {
     const uint8_t* x = d.arena + s.x + plane * s.x_plane;
     int32_t sums[4] = {};
-    for (int64_t row = 0; row < s.h; ++row) {
-      for (int64_t i = 0; i < 4 * s.w; ++i) sums[i % 4] += x[row * s.x_pitch + i];
+    for (int64_t row = 0; row < s.h; ++row, x += s.x_pitch) {
+      for (int64_t i = 0; i < s.w; ++i) {
+        for (int c = 0; c < 4; ++c) sums[c] += x[4 * i + c];
+      }
     }
     for (int64_t c = 0; c < 4 && 4 * plane + c < s.channels; ++c) {
       const int32_t sum = sums[c] - static_cast<int32_t>(s.residual_zero_point * s.h * s.w);
