@@ -3,7 +3,8 @@
 // An activation lies in the arena as planes of four channels: [C / 4][rows][pitch][4] of uint8 (int8 with its sign bit
 // flipped), with the zero point around it where a convolution pads. A "place" is one pixel of a plane, 4 bytes. Rows
 // share their padding (the right one of a row is the left one of the next), and a stride splits a plane into phases,
-// so that every tap of a convolution is a constant offset from an output's place: kernels run over places alone.
+// so that every tap of a convolution is a constant offset from an output's place: kernels run over places alone. Where
+// several images go together, their places alternate ("lanes").
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,7 @@ struct ChainStep {
   int64_t residual_zero_point;           // of the residual; of x for the average
   int64_t channels;                      // of the tensor outside
   int64_t flip;                          // whether that tensor is int8
+  int64_t x_lanes, y_lanes;              // images whose places alternate
 };
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
@@ -49,6 +51,7 @@ struct ChainData {
   const void* in;  // float32 [C, H, W], or bytes [H, W, C]
   void* out;       // float32 or bytes [C], or bytes [H, W, C]
   bool in_float, out_float;
+  int64_t lane;  // of the image, for the steps that are done image by image
 };
 
 }  // namespace torchaccel

@@ -4,38 +4,41 @@
 #include "pool.inl"
 
 // `count` places from pixel x of a row on, every stride_w-th of which goes to one phase.
-template <int64_t kStride>
-TORCHACCEL_INLINE void chain_scatter(const ChainStep& s, uint8_t* row, int64_t x,
-                                     const uint32_t* __restrict places, int64_t count) {
+template <int64_t kStride, bool kAlone>
+TORCHACCEL_INLINE void chain_scatter(const ChainStep& s, uint8_t* row, int64_t x, const uint32_t* __restrict places,
+                                     int64_t count, int64_t lane) {
   const int64_t stride = kStride > 0 ? kStride : s.stride_w;
   const int64_t across = x + s.pad_w, first = across / stride, phase = across % stride;
   for (int64_t p = 0; p < s.phases_w; ++p) {
     // The place at across + i has phase p.
     const int64_t skip = p >= phase ? p - phase : p - phase + stride;
-    uint32_t* __restrict to = reinterpret_cast<uint32_t*>(row + p * s.phase) + first + (p < phase);
+    const int64_t lanes = kAlone ? 1 : s.y_lanes;
+    uint32_t* __restrict to = reinterpret_cast<uint32_t*>(row + p * s.phase) + (first + (p < phase)) * lanes + lane;
     const int64_t n = (count - skip + stride - 1) / stride;
-    for (int64_t i = 0; i < n; ++i) to[i] = places[skip + i * stride];
+    for (int64_t i = 0; i < n; ++i) to[i * lanes] = places[skip + i * stride];
   }
 }
 
 // `count` places from pixel (row, x) on, into a plane of y that is split into phases.
 TORCHACCEL_INLINE void chain_scatter(const ChainStep& s, uint8_t* plane, int64_t row, int64_t x, const uint32_t* places,
-                                     int64_t count) {
+                                     int64_t count, int64_t lane) {
   const int64_t down = row + s.pad_h, phase = down % s.stride_h;
   if (phase >= s.phases_h) return;
-  uint8_t* to = plane + phase * s.phases_w * s.phase + down / s.stride_h * s.y_pitch;
-  if (s.stride_w == 1) {
-    chain_scatter<1>(s, to, x, places, count);
+  uint8_t* to = plane + s.y_lead + phase * s.phases_w * s.phase + down / s.stride_h * s.y_pitch;
+  if (s.y_lanes > 1) {
+    chain_scatter<0, false>(s, to, x, places, count, lane);
+  } else if (s.stride_w == 1) {
+    chain_scatter<1, true>(s, to, x, places, count, 0);
   } else if (s.stride_w == 2) {
-    chain_scatter<2>(s, to, x, places, count);
+    chain_scatter<2, true>(s, to, x, places, count, 0);
   } else {
-    chain_scatter<0>(s, to, x, places, count);
+    chain_scatter<0, true>(s, to, x, places, count, 0);
   }
 }
 
-// The zero point over one plane, before its pixels are scattered into it. y is where padding begins.
-TORCHACCEL_INLINE void chain_clear(const ChainStep& s, uint8_t* plane) {
-  memset(plane, static_cast<int>(s.zero_point), static_cast<size_t>(s.y_plane));
+// The zero point over one plane, before pixels are scattered into it; those of the first image where several share it.
+TORCHACCEL_INLINE void chain_clear(const ChainStep& s, const ChainData& d, uint8_t* plane) {
+  if (d.lane == 0 || s.y_lanes == 1) memset(plane, static_cast<int>(s.zero_point), static_cast<size_t>(s.y_plane));
 }
 
 // Four channels of 16 pixels of float32 [C, H, W], quantized; channels that do not exist are the zero point.
@@ -64,7 +67,7 @@ static void chain_load(const ChainStep& s, const ChainData& d, int64_t begin, in
   for (int64_t plane = begin; plane < end; plane += wide) {
     const int64_t n = end - plane < wide ? end - plane : wide;
     uint8_t* y = d.arena + s.y + plane * s.y_plane;
-    for (int64_t i = 0; i < n; ++i) chain_clear(s, y + i * s.y_plane);
+    for (int64_t i = 0; i < n; ++i) chain_clear(s, d, y + i * s.y_plane);
     for (int64_t row = 0; row < s.h; ++row) {
       for (int64_t x = 0; x < s.w; x += step) {
         const int64_t count = s.w - x < step ? s.w - x : step;
@@ -81,7 +84,7 @@ static void chain_load(const ChainStep& s, const ChainData& d, int64_t begin, in
           transpose16(pixels, static_cast<int>(n), s.flip != 0 ? 0x80808080 : 0, reinterpret_cast<uint8_t*>(places),
                       64);
         }
-        for (int64_t i = 0; i < n; ++i) chain_scatter(s, y + i * s.y_plane, row, x, places + 16 * i, count);
+        for (int64_t i = 0; i < n; ++i) chain_scatter(s, y + i * s.y_plane, row, x, places + 16 * i, count, d.lane);
       }
     }
   }
@@ -91,10 +94,20 @@ static void chain_load(const ChainStep& s, const ChainData& d, int64_t begin, in
 static void chain_split(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   for (int64_t plane = begin; plane < end; ++plane) {
     uint8_t* y = d.arena + s.y + plane * s.y_plane;
-    chain_clear(s, y);
+    chain_clear(s, d, y);
     for (int64_t row = 0; row < s.h; ++row) {
-      const uint8_t* x = d.arena + s.x + plane * s.x_plane + row * s.x_pitch;
-      chain_scatter(s, y, row, 0, reinterpret_cast<const uint32_t*>(x), s.w);
+      const uint32_t* x =
+          reinterpret_cast<const uint32_t*>(d.arena + s.x + plane * s.x_plane + row * s.x_pitch) + d.lane % s.x_lanes;
+      if (s.x_lanes == 1) {
+        chain_scatter(s, y, row, 0, x, s.w, d.lane);
+        continue;
+      }
+      uint32_t places[16];
+      for (int64_t i = 0; i < s.w; i += 16) {
+        const int64_t count = s.w - i < 16 ? s.w - i : 16;
+        for (int64_t j = 0; j < count; ++j) places[j] = x[(i + j) * s.x_lanes];
+        chain_scatter(s, y, row, i, places, count, d.lane);
+      }
     }
   }
 }
@@ -126,11 +139,11 @@ static void chain_max_pool(const ChainStep& s, const ChainData& d, int64_t begin
 static void chain_average(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   const float* floats = d.floats + s.floats;
   for (int64_t plane = begin; plane < end; ++plane) {
-    const uint8_t* x = d.arena + s.x + plane * s.x_plane;
+    const uint8_t* x = d.arena + s.x + plane * s.x_plane + 4 * (d.lane % s.x_lanes);
     int32_t sums[4] = {};
     for (int64_t row = 0; row < s.h; ++row, x += s.x_pitch) {
       for (int64_t i = 0; i < s.w; ++i) {
-        for (int c = 0; c < 4; ++c) sums[c] += x[4 * i + c];
+        for (int c = 0; c < 4; ++c) sums[c] += x[4 * i * s.x_lanes + c];
       }
     }
     for (int64_t c = 0; c < 4 && 4 * plane + c < s.channels; ++c) {
@@ -152,6 +165,7 @@ static void chain_average(const ChainStep& s, const ChainData& d, int64_t begin,
 // Rows [begin, end) to the tensor outside, bytes [H, W, C].
 static void chain_store_rows(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   alignas(64) uint8_t pixels[16 * 64];
+  alignas(64) uint32_t places[16 * 16];  // [plane][pixel]
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t x = 0; x < s.w; x += 16) {
       const int64_t count = s.w - x < 16 ? s.w - x : 16;
@@ -159,7 +173,11 @@ static void chain_store_rows(const ChainStep& s, const ChainData& d, int64_t beg
         const int64_t planes = s.planes - plane < 16 ? s.planes - plane : 16;
         const uint8_t* from[16];
         for (int64_t i = 0; i < 16; ++i) {
-          from[i] = d.arena + s.x + (plane + (i < planes ? i : 0)) * s.x_plane + row * s.x_pitch + 4 * x;
+          const int64_t place = x * s.x_lanes + d.lane % s.x_lanes;
+          from[i] = d.arena + s.x + (plane + (i < planes ? i : 0)) * s.x_plane + row * s.x_pitch + 4 * place;
+          if (s.x_lanes == 1) continue;
+          for (int64_t j = 0; j < count; ++j) memcpy(&places[16 * i + j], from[i] + 4 * j * s.x_lanes, 4);
+          from[i] = reinterpret_cast<const uint8_t*>(places + 16 * i);
         }
         transpose16(from, static_cast<int>(count), s.flip != 0 ? 0x80808080 : 0, pixels, 64);
         const int64_t left = s.channels - 4 * plane, bytes = left < 64 ? left : 64;

@@ -2,8 +2,8 @@
 // are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
 //
 // A thread takes some images at a time: first one after the other through the early steps, whose activations stay in
-// L2; then all of them step by step through the late ones, whose weights would not, so that a part of the weights
-// that does serves each image in turn. The arena of a thread is one early part, and a late part for each image.
+// L2; then all of them together, in lanes, through the late ones, whose weights would not: each part of the weights that
+// does serves all images, and small images fill whole vectors.
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
@@ -40,24 +40,15 @@ class Barrier {
   alignas(64) std::atomic<int64_t> round_{0};
 };
 
-constexpr int64_t kTogether = 8;             // images of a thread at a time
-constexpr int64_t kWeightBytes = 128 << 10;  // that stay in L2 from one image to the next
+constexpr int64_t kWeightBytes = 128 << 10;  // that stay in L2 from one tile to the next
 
 struct Chain {
   const ChainStep* steps;
   int64_t count, late_steps;  // the first of the late ones
-  int64_t early, late;        // bytes of the arena's parts
+  int64_t arena_bytes, lanes;
   ChainData data;
   int64_t in_bytes, out_bytes;  // of an image
-
-  int64_t arena_bytes(int64_t together) const { return early + together * late; }
 };
-
-// Images that a thread has at a time.
-int64_t together(int64_t images, int64_t parts) {
-  const int64_t each = images / parts;
-  return each < 1 ? 1 : each < kTogether ? each : kTogether;
-}
 
 int64_t tiles(const ChainStep& s) { return (s.vectors + s.tile - 1) / s.tile; }
 
@@ -99,22 +90,18 @@ int64_t first_task(const ChainStep& s, const int32_t* indices, int64_t part, int
   return tile * s.planes + low;
 }
 
-ChainData image(const Chain& chain, int64_t n, uint8_t* arena) {
+ChainData image(const Chain& chain, int64_t n, int64_t lane, uint8_t* arena) {
   ChainData data = chain.data;
   data.in = static_cast<const uint8_t*>(data.in) + n * chain.in_bytes;
   data.out = static_cast<uint8_t*>(data.out) + n * chain.out_bytes;
   data.arena = arena;
+  data.lane = lane;
   return data;
 }
 
-// A step on the late part of image `slot` of those that a thread has.
-ChainStep in_slot(const Chain& chain, const ChainStep& step, int64_t slot) {
-  ChainStep s = step;
-  const int64_t shift = slot * chain.late;
-  if (s.x >= chain.early) s.x += shift;
-  if (s.y >= chain.early) s.y += shift;
-  if (s.residual >= chain.early) s.residual += shift;
-  return s;
+// Whether a step runs over the places of all images at once.
+bool over_places(const ChainStep& s) {
+  return static_cast<ChainKind>(s.kind) == ChainKind::kConv || static_cast<ChainKind>(s.kind) == ChainKind::kMaxPool;
 }
 
 // Output planes whose weights stay in L2.
@@ -129,23 +116,24 @@ int64_t planes_at_once(const ChainStep& s, const int32_t* indices) {
 
 // Images [n, n + count) on one thread.
 void run_images(const Chain& chain, const Kernels& kernel, int64_t n, int64_t count, uint8_t* arena) {
-  for (int64_t slot = 0; slot < count; ++slot) {
-    const ChainData data = image(chain, n + slot, arena);
-    for (int64_t i = 0; i < chain.late_steps; ++i) {
-      kernel.chain(in_slot(chain, chain.steps[i], slot), data, 0, tasks(chain.steps[i]));
-    }
+  for (int64_t lane = 0; lane < count; ++lane) {
+    const ChainData data = image(chain, n + lane, lane, arena);
+    for (int64_t i = 0; i < chain.late_steps; ++i) kernel.chain(chain.steps[i], data, 0, tasks(chain.steps[i]));
   }
   for (int64_t i = chain.late_steps; i < chain.count; ++i) {
     const ChainStep& step = chain.steps[i];
-    const bool conv = static_cast<ChainKind>(step.kind) == ChainKind::kConv;
-    const int64_t all = conv ? step.planes : tasks(step), rounds = conv ? tiles(step) : 1;
-    const int64_t wide = conv ? planes_at_once(step, chain.data.indices) : all;
-    for (int64_t plane = 0; plane < all; plane += wide) {
-      const int64_t end = plane + wide < all ? plane + wide : all;
-      for (int64_t slot = 0; slot < count; ++slot) {
-        const ChainStep here = in_slot(chain, step, slot);
-        const ChainData data = image(chain, n + slot, arena);
-        for (int64_t tile = 0; tile < rounds; ++tile) kernel.chain(here, data, tile * all + plane, tile * all + end);
+    if (!over_places(step)) {
+      for (int64_t lane = 0; lane < count; ++lane) {
+        kernel.chain(step, image(chain, n + lane, lane, arena), 0, tasks(step));
+      }
+      continue;
+    }
+    const ChainData data = image(chain, n, 0, arena);
+    const int64_t rounds = tasks(step) / step.planes, wide = planes_at_once(step, data.indices);
+    for (int64_t plane = 0; plane < step.planes; plane += wide) {
+      const int64_t end = plane + wide < step.planes ? plane + wide : step.planes;
+      for (int64_t tile = 0; tile < rounds; ++tile) {
+        kernel.chain(step, data, tile * step.planes + plane, tile * step.planes + end);
       }
     }
   }
@@ -154,16 +142,16 @@ void run_images(const Chain& chain, const Kernels& kernel, int64_t n, int64_t co
 void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena) {
   const Kernels& kernel = kernels();
   const int64_t whole = images - images % parts;  // shared out by images
-  const int64_t some = together(images, parts), arena_bytes = chain.arena_bytes(some);
   Barrier barrier(parts);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = end * (whole / parts);
-    for (int64_t n = begin * (whole / parts); n < stop; n += some) {
-      run_images(chain, kernel, n, stop - n < some ? stop - n : some, arena + begin * arena_bytes);
+    for (int64_t n = begin * (whole / parts); n < stop; n += chain.lanes) {
+      const int64_t count = stop - n < chain.lanes ? stop - n : chain.lanes;
+      run_images(chain, kernel, n, count, arena + begin * chain.arena_bytes);
     }
     barrier.arrive(end - begin);
     for (int64_t n = whole; n < images; ++n) {
-      const ChainData data = image(chain, n, arena);
+      const ChainData data = image(chain, n, 0, arena);
       for (int64_t i = 0; i < chain.count; ++i) {
         const ChainStep& step = chain.steps[i];
         kernel.chain(step, data, first_task(step, data.indices, begin, parts),
@@ -205,8 +193,8 @@ class Arena {
 };
 
 Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices, const Tensor& floats,
-                  Tensor arena, const std::vector<int64_t>& parts_of_arena, const std::vector<int64_t>& out_size,
-                  ScalarType out_dtype) {
+                  Tensor arena, int64_t arena_bytes, int64_t late_steps, int64_t lanes,
+                  const std::vector<int64_t>& out_size, ScalarType out_dtype) {
   Arguments args("int8_chain", x);
   check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
   check_dtype(args.op(), "out_dtype", out_dtype, {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
@@ -218,12 +206,13 @@ Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   Chain chain = {};
   chain.steps = static_cast<const ChainStep*>(plan.const_data_ptr());
   chain.count = plan.size(0);
-  STD_TORCH_CHECK(parts_of_arena.size() == 3 && parts_of_arena[2] >= 0 && parts_of_arena[2] <= chain.count, args.op(),
-                  ": parts does not hold what is accepted: early and late bytes, and the first late step");
+  STD_TORCH_CHECK(0 <= late_steps && late_steps <= chain.count && lanes > 0 && arena_bytes >= 0, args.op(),
+                  ": given are arena_bytes=", arena_bytes, ", late_steps=", late_steps, " and lanes=", lanes,
+                  "; accepted are at least 0, at most ", chain.count, " and at least 1");
   check_dtype(args.op(), "arena", arena.scalar_type(), {ScalarType::Byte});
-  chain.early = parts_of_arena[0];
-  chain.late = parts_of_arena[1];
-  chain.late_steps = parts_of_arena[2];
+  chain.arena_bytes = arena_bytes;
+  chain.late_steps = late_steps;
+  chain.lanes = lanes;
   chain.data.values = args.vector<int8_t>("values", values, ScalarType::Char, values.numel());
   chain.data.indices = args.vector<int32_t>("indices", indices, ScalarType::Int, indices.numel());
   chain.data.floats = args.vector<float>("floats", floats, ScalarType::Float, floats.numel());
@@ -238,7 +227,7 @@ Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   chain.out_bytes = out_size[0] * out_size[1] * out_size[2] * (chain.data.out_float ? 4 : 1);
   if (n == 0) return out;
   const int64_t parts = torch::stable::get_num_threads();
-  const Arena memory(arena, (n >= parts ? parts : 1) * chain.arena_bytes(together(n, parts)));
+  const Arena memory(arena, (n >= parts ? parts : 1) * arena_bytes);
   run(chain, n, parts, memory.data());
   return out;
 }

@@ -56,6 +56,7 @@ class _Plane:
     # What is read around the pixels, in places: above, below, left, right.
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     pitch: int = 0
+    lanes: int = 1
     at: int = 0
     steps: list[int] = field(default_factory=list)  # that write or read it
 
@@ -75,21 +76,21 @@ class _Plane:
 
     def lead(self) -> int:
         """Bytes from where a plane begins to its first pixel, or to the first place of its first phase."""
-        places = self.halo[0] * self.pitch + self.halo[2]
+        places = (self.halo[0] * self.pitch + self.halo[2]) * self.lanes
         return -(-places // LANES) * LINE
 
     def vectors(self) -> int:
-        return -(-((self.h - 1) * self.pitch + self.w) // LANES)
+        return -(-((self.h - 1) * self.pitch + self.w) * self.lanes // LANES)
 
     def phase_bytes(self) -> int:
-        return -(-4 * (self.rows() * self.pitch + LANES) // LINE) * LINE
+        return -(-4 * (self.rows() * self.pitch * self.lanes + LANES) // LINE) * LINE
 
     def plane_bytes(self) -> int:
         """An odd number of cache lines, so that planes spread over the cache's sets."""
         if self.is_copy():
             lines = self.phases[0] * self.phases[1] * self.phase_bytes() // LINE
         else:
-            places = LANES * self.vectors() + (self.halo[1] * self.pitch + self.halo[3])
+            places = LANES * self.vectors() + (self.halo[1] * self.pitch + self.halo[3]) * self.lanes
             lines = self.lead() // LINE + -(-places // LANES)
         return (lines | 1) * LINE
 
@@ -116,10 +117,38 @@ class Plan:
     values: Tensor
     indices: Tensor
     floats: Tensor
-    parts: tuple[int, int, int]
+    arena_bytes: int
+    late_steps: int
+    lanes: int
     out_size: tuple[int, int, int]
     out_dtype: torch.dtype
     arena: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A step with what it reads and writes; the places are filled in once all are known."""
+
+    step: Step
+    x: _Plane | None = None
+    y: _Plane | None = None
+    residual: _Plane | None = None
+    # Of what the step's offsets are made: columns, and the taps that these count along (tap, plane of the input).
+    columns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    taps: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def planes(self) -> list[_Plane]:
+        return [plane for plane in (self.x, self.y, self.residual) if plane is not None]
+
+    def over_places(self) -> bool:
+        """Whether it runs over places, rather than over the pixels of one image."""
+        return self.step.kind in (Kind.CONV, Kind.MAX_POOL)
+
+    def weight_bytes(self) -> int:
+        if self.step.kind != Kind.CONV:
+            return 0
+        each = self.step.planes * 16 if self.step.block_rows == 0 else 4 * self.step.block_rows + 4
+        return self.columns.numel() * each
 
 
 def _padded_weight(module: Int8Conv2d) -> Tensor:
@@ -135,9 +164,8 @@ class _Builder:
         self.body, self.size, self.is_float = body, size, is_float
         self.planes: list[_Plane] = []
         self.linked: list[tuple[_Plane, _Plane]] = []  # of one pitch
-        # Each step with what it reads and writes; the places are filled in once all are known.
-        self.steps: list[tuple[Step, _Plane | None, _Plane | None, _Plane | None]] = []
-        self.taps: dict[int, tuple[Tensor, list[tuple[int, int, int]]]] = {}
+        self.entries: list[_Entry] = []
+        self.offsets_at: dict[int, int] = {}  # where offsets start -> which tensor of `indices` they are
         self.values: list[Tensor] = []
         self.indices: list[Tensor] = []
         self.floats: list[Tensor] = []
@@ -152,12 +180,11 @@ class _Builder:
         pool.append(tensor.detach().to(dtype).reshape(-1))
         return start
 
-    def _add(self, step: Step, x: _Plane | None, y: _Plane | None, residual: _Plane | None = None) -> int:
-        self.steps.append((step, x, y, residual))
-        for plane in (x, y, residual):
-            if plane is not None:
-                plane.steps.append(len(self.steps) - 1)
-        return len(self.steps) - 1
+    def _reserve(self, count: int) -> int:
+        """Room for offsets, which are known when all activations have their places."""
+        start = self._store(self.indices, torch.zeros(count), torch.int32)
+        self.offsets_at[start] = len(self.indices) - 1
+        return start
 
     def _plane(self, *args, **kwargs) -> _Plane:
         self.planes.append(_Plane(*args, **kwargs))
@@ -174,13 +201,11 @@ class _Builder:
             inverse = torch.reciprocal(torch.tensor([range.scale], dtype=torch.float32))
             floats = torch.cat([inverse, torch.tensor([-float(plane.zero_point), 255.0 - plane.zero_point])])
             flip = not self.is_float and range.dtype == torch.int8
-            self._add(
-                Step(
-                    Kind.LOAD, planes=plane.planes, h=h, w=w, channels=c, flip=flip, zero_point=plane.zero_point,
-                    floats=self._store(self.floats, floats, torch.float32),
-                ),
-                None, plane,
+            step = Step(
+                Kind.LOAD, planes=plane.planes, h=h, w=w, channels=c, flip=flip, zero_point=plane.zero_point,
+                floats=self._store(self.floats, floats, torch.float32),
             )  # fmt: skip
+            self.entries.append(_Entry(step, y=plane))
         return self.outside[range]
 
     def _windowed(
@@ -214,16 +239,14 @@ class _Builder:
             Kind.SPLIT, planes=x.planes, h=x.h, w=x.w, stride_h=stride[0], stride_w=stride[1], pad_h=pad[0],
             pad_w=pad[1], phases_h=phases[0], phases_w=phases[1], zero_point=zero_point,
         )  # fmt: skip
-        loaded = next((s for s, _, made, _ in self.steps if made is x and s.kind == Kind.LOAD), None)
-        if loaded is not None and len(x.steps) == 1 and zero_point == x.zero_point and self._read_once(x):
-            i = x.steps[0]
+        loaded = next((e for e in self.entries if e.y is x and e.step.kind == Kind.LOAD), None)
+        if loaded is not None and zero_point == x.zero_point and self._read_once():
             self.planes.remove(x)
             for name in ("stride_h", "stride_w", "pad_h", "pad_w", "phases_h", "phases_w"):
-                setattr(loaded, name, getattr(step, name))
-            self.steps[i] = (loaded, None, y, None)
-            y.steps.append(i)
+                setattr(loaded.step, name, getattr(step, name))
+            loaded.y = y
         else:
-            self._add(step, x, y)
+            self.entries.append(_Entry(step, x, y))
         taps = []
         for ky in range(kernel[0]):
             for kx in range(kernel[1]):
@@ -232,13 +255,13 @@ class _Builder:
                 taps.append((phase, down // stride[0], across // stride[1]))
         return y, taps, (oh, ow)
 
-    def _read_once(self, x: _Plane) -> bool:
+    def _read_once(self) -> bool:
         """Whether the tensor outside has a single reader in the body."""
         placeholder = next(n for n in self.body.graph.nodes if n.op == "placeholder")
         readers = list(placeholder.users)
         if len(readers) == 1 and isinstance(self._module(readers[0]), QuantizeInt8):
             readers = list(readers[0].users)
-        return len(readers) == 1 and x in self.outside.values()
+        return len(readers) == 1
 
     def conv(self, m: Int8Conv, x: _Plane, residual: _Plane | None) -> _Plane:
         window = m.kernel_size, m.stride, m.padding, m.dilation
@@ -287,9 +310,8 @@ class _Builder:
             packed = _padded_weight(dense)
             step.values, step.blocks = self._store(self.values, packed, torch.int8), packed.shape[1]
             columns = torch.arange(packed.shape[1])
-        step.offsets = self._store(self.indices, torch.zeros(columns.numel()), torch.int32)
-        at = self._add(step, x, y, residual)
-        self.taps[at] = columns.long(), taps
+        step.offsets = self._reserve(columns.numel())
+        self.entries.append(_Entry(step, x, y, residual, columns.long(), taps))
         return y
 
     def max_pool(self, m: Int8MaxPool2d, x: _Plane) -> _Plane:
@@ -299,8 +321,8 @@ class _Builder:
         y = self._plane(x.planes, oh, ow, x.zero_point)
         self.linked.append((source, y))
         step = Step(Kind.MAX_POOL, planes=x.planes, blocks=len(taps), zero_point=y.zero_point)
-        step.offsets = self._store(self.indices, torch.zeros(len(taps)), torch.int32)
-        self.taps[self._add(step, source, y)] = torch.arange(len(taps)) * x.planes, taps
+        step.offsets = self._reserve(len(taps))
+        self.entries.append(_Entry(step, source, y, None, torch.arange(len(taps)) * x.planes, taps))
         return y
 
     def average(self, m: Int8AdaptiveAvgPool2d, x: _Plane, channels: int) -> None:
@@ -319,12 +341,12 @@ class _Builder:
             residual_zero_point=x.zero_point,
             floats=self._store(self.floats, torch.stack([factor, inverse, *bounds]), torch.float32),
         )  # fmt: skip
-        self._add(step, x, None)
+        self.entries.append(_Entry(step, x))
         self.out = (channels, 1, 1), m.output_dtype
 
     def store(self, x: _Plane, channels: int, dtype: torch.dtype) -> None:
         step = Step(Kind.STORE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=dtype == torch.int8)
-        self._add(step, x, None)
+        self.entries.append(_Entry(step, x))
         self.out = (channels, x.h, x.w), dtype
 
     # The body.
@@ -382,82 +404,107 @@ class _Builder:
         for plane in self.planes:
             plane.pitch = widest[root(plane)]
 
-    def _first_late(self) -> int:
-        """The first step whose weights would not stay in L2 beside its activations: from there on images go together."""
-        for i, (step, *_) in enumerate(self.steps):
-            if i in self.taps and step.kind == Kind.CONV:
-                bytes = self.taps[i][0].numel() * (step.planes * 16 if step.block_rows == 0 else 4 * step.block_rows + 4)
-                if bytes > LATE_BYTES:
-                    return i
-        return len(self.steps)
+    def _divide(self, lanes: int) -> int:
+        """Put the steps in two parts, the late ones over the places of several images; returns the first late step.
 
-    def _place(self) -> tuple[int, int, int]:
-        """Give each activation its place: first the early ones, then those that a late step reads or writes."""
-        first_late = self._first_late()
-        late = [plane for plane in self.planes if max(plane.steps) >= first_late]
-        early = [plane for plane in self.planes if max(plane.steps) < first_late]
-        early_end = _fit(early, 0)
-        return early_end, _fit(late, early_end) - early_end, first_late
+        Late is what follows the first step whose weights would not stay in L2 beside its activations.
+        """
+        heavy = (i for i, entry in enumerate(self.entries) if entry.weight_bytes() > LATE_BYTES)
+        first = next(heavy, len(self.entries))
+        late = [entry for entry in self.entries[first:] if entry.over_places()]
+        together = {plane for entry in late for plane in entry.planes()}
+        alone = {plane for entry in self.entries[:first] if entry.over_places() for plane in entry.planes()}
+        copies: dict[_Plane, _Plane] = {}
+        for plane in [plane for plane in self.planes if plane in together & alone]:
+            copy = self._plane(plane.planes, plane.h, plane.w, plane.zero_point, halo=list(plane.halo))
+            self.linked.append((copy, plane))
+            copies[plane] = copy
+        for entry in late:
+            entry.x, entry.residual = (copies.get(p, p) if p is not None else None for p in (entry.x, entry.residual))
+        together = {copies.get(plane, plane) for plane in together}
+        for plane in together:
+            plane.lanes = lanes
+        for plane, copy in copies.items():
+            step = Step(Kind.SPLIT, planes=plane.planes, h=plane.h, w=plane.w, zero_point=plane.zero_point)
+            self.entries.append(_Entry(step, plane, copy))
+        early = [
+            entry
+            for i, entry in enumerate(self.entries)
+            if i < first or (not entry.over_places() and entry.x not in together)
+        ]
+        self.entries = early + [entry for entry in self.entries if entry not in early]
+        return len(early)
 
-    def _masks(self, y: _Plane, seen: dict[tuple[int, int, int], int]) -> int:
-        key = y.h, y.w, y.pitch
+    def _place(self, first_late: int) -> int:
+        """Give each activation its place; returns the bytes of the arena.
+
+        What several images hold together keeps its place while each of them goes through the early steps.
+        """
+        for i, entry in enumerate(self.entries):
+            for plane in entry.planes():
+                plane.steps.append(i)
+        used = [plane for plane in self.planes if plane.steps]
+        end = _fit([plane for plane in used if max(plane.steps) < first_late], 0)
+        return _fit([plane for plane in used if max(plane.steps) >= first_late], end)
+
+    def _masks(self, y: _Plane, seen: dict[tuple[int, int, int, int], int]) -> int:
+        key = y.h, y.w, y.pitch, y.lanes
         if key not in seen:
-            places = torch.arange(LANES * y.vectors())
+            places = torch.arange(LANES * y.vectors()) // y.lanes
             there = (places % y.pitch < y.w) & (places // y.pitch < y.h)
             bits = (there.view(-1, LANES).long() << torch.arange(LANES)).sum(1)
             seen[key] = self._store(self.indices, bits, torch.int32)
         return seen[key]
 
-    def finish(self) -> Plan:
+    def finish(self, lanes: int) -> Plan:
+        first_late = self._divide(lanes)
         self._set_pitches()
-        parts = self._place()
-        masks: dict[tuple[int, int, int], int] = {}
-        for i, (step, x, y, residual) in enumerate(self.steps):
+        arena_bytes = self._place(first_late)
+        masks: dict[tuple[int, int, int, int], int] = {}
+        for entry in self.entries:
+            step, x, y, residual = entry.step, entry.x, entry.y, entry.residual
             if x is not None:
-                step.x, step.x_plane, step.x_pitch = x.at, x.plane_bytes(), 4 * x.pitch
+                step.x, step.x_plane, step.x_pitch = x.at, x.plane_bytes(), 4 * x.pitch * x.lanes
+                step.x_lanes = x.lanes
                 if not x.is_copy():
                     step.x += x.lead()
             if y is not None:
-                step.y, step.y_plane, step.y_pitch = y.at, y.plane_bytes(), 4 * y.pitch
-                if step.kind in (Kind.LOAD, Kind.SPLIT):
-                    step.phase = y.phase_bytes()
-                    if not y.is_copy():
-                        step.pad_w = y.lead() // 4
+                step.y, step.y_plane, step.y_pitch = y.at, y.plane_bytes(), 4 * y.pitch * y.lanes
+                step.y_lanes = y.lanes
+                if not entry.over_places():
+                    step.phase, step.y_lead = y.phase_bytes(), 0 if y.is_copy() else y.lead()
                 else:
                     step.y += y.lead()
                     step.vectors, step.masks = y.vectors(), self._masks(y, masks)
                     if any(y.halo):
                         step.y_lead = y.lead()
-                        step.y_tail = y.plane_bytes() - y.lead() - 64 * y.vectors()
+                        step.y_tail = y.plane_bytes() - y.lead() - LINE * y.vectors()
             if residual is not None:
                 step.residual, step.residual_plane = residual.at + residual.lead(), residual.plane_bytes()
-            if i in self.taps:
-                assert x is not None
-                columns, taps = self.taps[i]
-                tap = torch.tensor(
-                    [p * x.phase_bytes() + 4 * (rows * x.pitch + across) for p, rows, across in taps]
-                )
-                offsets = tap[columns // x.planes] + columns % x.planes * x.plane_bytes()
-                start = 0
-                for j, tensor in enumerate(self.indices):
-                    if start == step.offsets and tensor.numel() == offsets.numel():
-                        self.indices[j] = offsets.to(torch.int32)
-                        break
-                    start += tensor.numel()
+            if x is not None and entry.taps:
+                steps = [p * x.phase_bytes() + 4 * x.lanes * (rows * x.pitch + i) for p, rows, i in entry.taps]
+                offsets = torch.tensor(steps)[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
+                self.indices[self.offsets_at[step.offsets]] = offsets.to(torch.int32)
         assert self.out is not None
         empty = [torch.zeros(0)]
         return Plan(
-            torch.tensor([step.ints() for step, *_ in self.steps], dtype=torch.int64),
+            torch.tensor([entry.step.ints() for entry in self.entries], dtype=torch.int64),
             torch.cat(self.values or empty).to(torch.int8),
             torch.cat(self.indices or empty).to(torch.int32),
             torch.cat(self.floats or empty).to(torch.float32),
-            parts,
+            arena_bytes,
+            first_late,
+            lanes,
             *self.out,
         )
 
 
-def build(body: fx.GraphModule, size: tuple[int, int, int], is_float: bool) -> Plan:
-    """The plan of a chain's layers for images [C, H, W], which come as floats or as the first layer's int8."""
+def build(body: fx.GraphModule, size: tuple[int, int, int], is_float: bool, lanes: int) -> Plan:
+    """The plan of a chain's layers for images [C, H, W], which come as floats or as the first layer's int8.
+
+    Args:
+        lanes: how many images a thread has at a time.
+    """
     builder = _Builder(body, size, is_float)
     builder.walk()
-    return builder.finish()
+    return builder.finish(lanes)

@@ -16,10 +16,13 @@ from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.ops import _check, has_kernel
-from torchaccel.ops.int8_chain import arena_bytes, supports
+from torchaccel.ops.int8_chain import supports
 
 _PLANS = 8
 """Sizes of images whose plans are kept."""
+
+TOGETHER = 8
+"""Images that a thread takes together at most."""
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
@@ -62,13 +65,16 @@ class Int8Chain(nn.Module):
             return f"no native kernel for int8_chain on {device.type} (see torchaccel doctor)"
         return supports(device)
 
-    def plan(self, x: Tensor) -> _chain_plan.Plan | None:
-        """The plan for images of the size of x, or None where there can be none."""
-        key = tuple(x.shape[1:]), x.dtype
+    def plan(self, x: Tensor, lanes: int) -> _chain_plan.Plan | None:
+        """The plan for images of the size of x, `lanes` of which a thread takes together, or None if there is none."""
+        key = tuple(x.shape[1:]), x.dtype, lanes
         plan = self._plans.get(key)
         if plan is None and key not in self._plans:
             with contextlib.suppress(_chain_plan.UnplannableError):
-                plan = _chain_plan.build(self.body, key[0], x.is_floating_point())
+                plan = _chain_plan.build(self.body, key[0], x.is_floating_point(), lanes)
+                for other in self._plans.values():  # the weights are the same for all sizes
+                    if other is not None and torch.equal(other.values, plan.values):
+                        plan.values = other.values
             self._plans[key] = plan
             while len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
@@ -76,14 +82,21 @@ class Int8Chain(nn.Module):
 
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor:
-        p = self.plan(x)
+        threads = torch.get_num_threads()
+        each, left = divmod(x.shape[0], threads)
+        groups = -(-each // TOGETHER)
+        lanes = -(-each // groups) if each else 1
+        if left and lanes > 1:  # the last images alone, each shared by all threads
+            return torch.cat([self._run(x[:-left]), self._run(x[-left:])])
+        p = self.plan(x, lanes)
         if p is None:
             return self.body(x)
-        size = arena_bytes(p.parts, x.shape[0], torch.get_num_threads())
+        size = (threads if each else 1) * p.arena_bytes + 128
         if p.arena.numel() < size:
             p.arena = torch.zeros(size, dtype=torch.uint8)
         return ops.int8_chain(
-            x, p.steps, p.values, p.indices, p.floats, p.arena, p.parts, p.out_size, p.out_dtype
+            x, p.steps, p.values, p.indices, p.floats, p.arena, p.arena_bytes, p.late_steps, p.lanes, p.out_size,
+            p.out_dtype,
         )  # fmt: skip
 
     def _plannable(self, x: Tensor) -> bool:

@@ -14,8 +14,7 @@ from torchaccel.ops._library import define, run
 
 OP = "int8_chain"
 LANES = 16
-TOGETHER = 8
-"""Images that a thread has at a time, as in csrc/cpu/int8_chain.cpp."""
+"""Places of a vector."""
 
 
 class Kind(IntEnum):
@@ -68,6 +67,8 @@ class Step:
     residual_zero_point: int = 0
     channels: int = 0
     flip: int = 0
+    x_lanes: int = 1
+    y_lanes: int = 1
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
@@ -84,9 +85,9 @@ class _Machine:
         self.arena = torch.zeros(arena_bytes, dtype=torch.uint8, device=x.device)
         self.x, self.out = x, out  # [C, H, W]
 
-    def _places(self, at: int, plane: int, pitch: int, planes: int, h: int, w: int) -> Tensor:
-        """[planes, h, w, 4]: where the bytes of an activation lie."""
-        sizes = ((planes, plane), (h, pitch), (w, 4), (4, 1))
+    def _places(self, at: int, plane: int, pitch: int, planes: int, h: int, w: int, lanes: int = 1) -> Tensor:
+        """[planes, h, w, 4]: where the bytes of an activation lie, those of the first image."""
+        sizes = ((planes, plane), (h, pitch), (w, 4 * lanes), (4, 1))
         index = torch.tensor(at, device=self.x.device)
         for size, stride in sizes:
             index = index.unsqueeze(-1) + torch.arange(size, device=self.x.device) * stride
@@ -104,7 +105,7 @@ class _Machine:
         self._scatter(s, padded.view(s.planes, 4, s.h, s.w).permute(0, 2, 3, 1))
 
     def split(self, s: Step) -> None:
-        self._scatter(s, self.arena[self._places(s.x, s.x_plane, s.x_pitch, s.planes, s.h, s.w)])
+        self._scatter(s, self.arena[self._places(s.x, s.x_plane, s.x_pitch, s.planes, s.h, s.w, s.x_lanes)])
 
     def _scatter(self, s: Step, pixels: Tensor) -> None:
         """[planes, h, w, 4] into phases."""
@@ -113,9 +114,9 @@ class _Machine:
             for pw in range(s.phases_w):
                 y0, x0 = (ph - s.pad_h) % s.stride_h, (pw - s.pad_w) % s.stride_w
                 part = pixels[:, y0 :: s.stride_h, x0 :: s.stride_w]
-                at = s.y + (ph * s.phases_w + pw) * s.phase
-                at += (y0 + s.pad_h) // s.stride_h * s.y_pitch + (x0 + s.pad_w) // s.stride_w * 4
-                self.arena[self._places(at, s.y_plane, s.y_pitch, s.planes, *part.shape[1:3])] = part
+                at = s.y + s.y_lead + (ph * s.phases_w + pw) * s.phase
+                at += (y0 + s.pad_h) // s.stride_h * s.y_pitch + (x0 + s.pad_w) // s.stride_w * 4 * s.y_lanes
+                self.arena[self._places(at, s.y_plane, s.y_pitch, s.planes, *part.shape[1:3], s.y_lanes)] = part
 
     def _weights(self, s: Step) -> tuple[Tensor, Tensor]:
         """Where the taps lie, and [O, taps * 4] weights for them."""
@@ -164,7 +165,7 @@ class _Machine:
 
     def _pixels(self, s: Step) -> Tensor:
         """[channels, h, w] uint8 of x."""
-        pixels = self.arena[self._places(s.x, s.x_plane, s.x_pitch, s.planes, s.h, s.w)]
+        pixels = self.arena[self._places(s.x, s.x_plane, s.x_pitch, s.planes, s.h, s.w, s.x_lanes)]
         return pixels.permute(0, 3, 1, 2).reshape(4 * s.planes, s.h, s.w)[: s.channels]
 
     def average(self, s: Step) -> None:
@@ -190,7 +191,7 @@ class _Machine:
         }[Kind(s.kind)](s)
 
 
-def _fake(x, plan, values, indices, floats, arena, parts, out_size, out_dtype):
+def _fake(x, plan, values, indices, floats, arena, arena_bytes, late_steps, lanes, out_size, out_dtype):
     return _conv.empty_nhwc((x.shape[0], *out_size), out_dtype, x.device)
 
 
@@ -201,21 +202,23 @@ def _reference(
     indices: Tensor,
     floats: Tensor,
     arena: Tensor,
-    parts: Sequence[int],
+    arena_bytes: int,
+    late_steps: int,
+    lanes: int,
     out_size: Sequence[int],
     out_dtype: torch.dtype,
 ) -> Tensor:
-    out = _fake(x, plan, values, indices, floats, arena, parts, out_size, out_dtype)
+    out = _fake(x, plan, values, indices, floats, arena, arena_bytes, late_steps, lanes, out_size, out_dtype)
     for n in range(x.shape[0]):
-        machine = _Machine(values, indices, floats, parts[0] + parts[1], x[n], out[n])
+        machine = _Machine(values, indices, floats, arena_bytes, x[n], out[n])
         for ints in plan.tolist():
             machine.step(Step(*ints))
     return out
 
 
 define(
-    f"{OP}(Tensor x, Tensor plan, Tensor values, Tensor indices, Tensor floats, Tensor(a!) arena, int[] parts, "
-    "int[] out_size, ScalarType out_dtype) -> Tensor",
+    f"{OP}(Tensor x, Tensor plan, Tensor values, Tensor indices, Tensor floats, Tensor(a!) arena, int arena_bytes, "
+    "int late_steps, int lanes, int[] out_size, ScalarType out_dtype) -> Tensor",
     _reference,
     _fake,
 )
@@ -226,12 +229,6 @@ def supports(device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"chains run on the CPU, on {device.type} layers hand on NHWC"
 
 
-def arena_bytes(parts: Sequence[int], images: int, threads: int) -> int:
-    """The size of the arena that a call with so many images and threads does without allocating."""
-    together = max(min(images // threads, TOGETHER), 1)
-    return (threads if images >= threads else 1) * (parts[0] + together * parts[1]) + 2 * 64
-
-
 def int8_chain(
     x: Tensor,
     plan: Tensor,
@@ -239,7 +236,9 @@ def int8_chain(
     indices: Tensor,
     floats: Tensor,
     arena: Tensor,
-    parts: Sequence[int],
+    arena_bytes: int,
+    late_steps: int,
+    lanes: int,
     out_size: Sequence[int],
     out_dtype: torch.dtype,
 ) -> Tensor:
@@ -251,10 +250,11 @@ def int8_chain(
         x: [N, C, H, W] float32, int8 or uint8.
         plan: [steps, fields of `Step`] int64.
         values: int8 weights; indices: int32; floats: float32; what the steps index.
-        arena: uint8, zeros at first, memory to work in, of `arena_bytes`; where it is too small, or another call has it, memory is
-            allocated for the call.
-        parts: bytes of the arena that images share one after the other, bytes that each image has for itself, and the
-            first step of those that several images take together.
+        arena: uint8, zeros at first; memory to work in, `arena_bytes` and 128 more for each thread that has images of
+            its own. Where it is too small, or another call has it, memory is allocated for the call.
+        arena_bytes: what a thread needs.
+        late_steps: the first step of those that several images take together.
+        lanes: how many images a thread takes together.
         out_size: (O, OH, OW).
         out_dtype: float32, int8 or uint8.
 
@@ -285,6 +285,6 @@ def int8_chain(
         _check.device_of(OP, x, plan=plan, values=values, indices=indices, floats=floats, arena=arena)
 
     def call(op: Callable) -> Tensor:
-        return op(x, plan, values, indices, floats, arena, parts, out_size, out_dtype)
+        return op(x, plan, values, indices, floats, arena, arena_bytes, late_steps, lanes, out_size, out_dtype)
 
     return run(OP, x.device, supports(x.device), _reference, validate, call)
