@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import torchaccel as ta
+from _common import child_environment
 from models import MODELS
 from torchaccel import measure
 
@@ -53,7 +54,8 @@ def memory(model: nn.Module, name: str, size: int, folder: Path) -> dict[str, An
     found = {}
     for form, given in (("eager float32", []), ("torchaccel", [str(folder / "model.safetensors")])):
         command = [sys.executable, __file__, name, str(size), str(torch.get_num_threads()), *given]
-        found[form] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=child_environment())
+        found[form] = json.loads(done.stdout)
     return {"unit": "MiB of resident memory beyond the libraries, batch 1", **found}
 
 
