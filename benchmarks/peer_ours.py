@@ -29,8 +29,8 @@ def optimized(model: nn.Module, x: Tensor, int8: Int8Static | None) -> nn.Module
     prepared = prepare(model, (x,))
     ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], [(x,)], int8, 1) if int8 else {}
     found = candidates(prepared, x.device, int8, ranges)
-    winners, _ = choose_layers(prepared, found, (x,), ChoiceCache(), Progress())
-    return assemble(prepared.dense, winners)
+    winners, _, chained = choose_layers(prepared, found, (x,), ChoiceCache(), Progress())
+    return assemble(prepared.dense, winners, chained)
 
 
 def build(form: str, weights: str, images: np.ndarray) -> Run:
