@@ -93,3 +93,14 @@ def test_each_engine_is_in_the_plot_and_labels_do_not_touch(tmp_path: Path) -> N
     assert min(b - a for a, b in pairwise(heights)) >= peers_plot.BETWEEN - 0.1
     assert named["torchaccel int8: 1600"] < named["OpenVINO int8: 200"]
     assert svg.findall(".//*[@class='ours']")
+
+
+@pytest.mark.parametrize("rate", [1.0, 1000.0])
+def test_labels_stay_beside_the_axes_where_lines_end_together(rate: float) -> None:
+    lines = {(f"engine {i}", "int8"): [(0.0, rate + i / 1000)] for i in range(6)}
+    lines["torchaccel", "int8"] = [(0.0, 1.0), (0.9, 1000.0)]
+    drawn = peers_plot.labels(peers_plot.Axes(lines), lines)
+    heights = [float(ElementTree.fromstring(each).get("y", "")) for each in drawn if each.startswith("<text")]
+    assert len(heights) == 7
+    assert min(heights) >= peers_plot.TOP
+    assert max(heights) <= peers_plot.TOP + peers_plot.HIGH + 5
