@@ -23,7 +23,7 @@ test: install
 
 install: .venv/.installed
 
-bench: install
+bench: .venv/.mnist
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file $(ARGS); done
 
 lint: .venv/.lint

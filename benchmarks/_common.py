@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,19 +30,27 @@ def environment() -> dict[str, str | int | None]:
     }
 
 
+def child_environment() -> dict[str, str]:
+    """The variables for other processes of a benchmark: they import the same torchaccel as this one."""
+    paths = [str(Path(_native.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 class Bench:
-    """Options of the command line, and the rows measured so far."""
+    """Options of the command line, and the rows measured so far; `paths` are more options, by name, with their help."""
 
-    def __init__(self, op: str, baseline: str) -> None:
+    def __init__(self, op: str, baseline: str, **paths: str) -> None:
         parser = argparse.ArgumentParser(description=f"Times {op} against {baseline}, in turns in one process.")
         parser.add_argument("--threads", type=int, default=torch.get_num_threads())
         parser.add_argument("--isa", choices=_native.isas_available(), help="force an instruction set")
         parser.add_argument("--seconds", type=float, default=0.3, help="per step and shape")
         parser.add_argument("--json", type=Path, help="write the rows to this file")
+        for name, told in paths.items():
+            parser.add_argument(f"--{name}", type=Path, help=told)
         self.options = parser.parse_args()
         torch.set_num_threads(self.options.threads)
         if self.options.isa:

@@ -1,0 +1,84 @@
+"""What a model costs beside its kernels: memory, and the time between operators; both on one image.
+
+`python benchmarks/model_costs.py MODEL SIZE THREADS [CHECKPOINT]` prints the memory that a network takes in a process
+of its own, as JSON: as it was built in float32, or as `ta.load` finds it in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import torchaccel as ta
+from _common import child_environment
+from models import MODELS
+from torchaccel import measure
+
+MIB = 1 << 20
+
+
+def _resident(field: str) -> float:
+    """MiB of /proc/self/status: VmRSS, resident now, or VmHWM, the most since the last reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / MIB
+
+
+def peak_mib(name: str, size: int, checkpoint: str | None) -> dict[str, float]:
+    """How far resident memory grows over that of the imported libraries: up to the first result, and from then on.
+
+    Both hold the weights; the first also what building, packing or compiling them takes for a while.
+    """
+    x = torch.randn(1, 3, size, size)
+    torch.nn.functional.conv2d(x, torch.randn(4, 3, 3, 3))  # threads, and oneDNN's own tables
+    before = _resident("VmRSS")
+    with measure.inference():
+        model = MODELS[name]().eval() if checkpoint is None else ta.load(checkpoint, MODELS[name])
+        model(x)
+        first = _resident("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        for _ in range(3):
+            model(x)
+    return {"loading": first - before, "running": _resident("VmHWM") - before}
+
+
+def memory(model: nn.Module, name: str, size: int, folder: Path) -> dict[str, Any]:
+    """Peaks in MiB at batch 1 of an optimized model and of the same network in eager float32, each in a process."""
+    ta.save(model, folder / "model.safetensors")
+    found = {}
+    for form, given in (("eager float32", []), ("torchaccel", [str(folder / "model.safetensors")])):
+        command = [sys.executable, __file__, name, str(size), str(torch.get_num_threads()), *given]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=child_environment())
+        found[form] = json.loads(done.stdout)
+    return {"unit": "MiB of resident memory beyond the libraries, batch 1", **found}
+
+
+def overhead(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """Milliseconds of one call, and the share of it that torch.profiler sees outside of every operator.
+
+    That is Python and what leads to the dispatcher; the profiler's own time counts there too, so it is an upper bound.
+    """
+    calls = 20
+    with measure.inference():
+        (ms,) = measure.interleaved_ms([lambda: model(*inputs)])
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            began = measure.seconds(lambda: model(*inputs), calls)
+    within = sum(event.time_range.elapsed_us() for event in profiled.events() if event.cpu_parent is None)
+    outside = max(began * 1e3 - within / calls / 1e3, 0.0)
+    return {"ms": ms, "outside_ms": outside, "outside_share": min(outside / ms, 1.0)}
+
+
+def main() -> None:
+    name, size, threads, *checkpoint = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    print(json.dumps(peak_mib(name, int(size), checkpoint[0] if checkpoint else None)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The networks of bench_model, and what it tells about them beside the time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import model_costs
+from models import MODELS
+
+# Parameters of torchvision 0.25's networks with 1000 classes.
+PARAMETERS = {"resnet18": 11689512, "resnet50": 25557032, "mobilenet_v2": 3504872, "vgg16": 138357544}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_has_torchvisions_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name]()
+        assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+        assert model.eval()(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
+    last = {"mobilenet_v2": "classifier.1.bias", "vgg16": "classifier.6.bias"}.get(name, "fc.bias")
+    assert list(model.state_dict())[-1] == last
+
+
+def test_unet_returns_a_mask_of_the_images_size() -> None:
+    with torch.device("meta"):
+        model = MODELS["unet"]().eval()
+        assert model(torch.empty(2, 3, 64, 48)).shape == (2, 2, 64, 48)
+    assert sum(isinstance(m, nn.ConvTranspose2d) for m in model.modules()) == 4
+
+
+def test_memory_counts_what_a_model_holds() -> None:
+    """In a process of its own, as bench_model does it: ResNet-50 holds 97.5 MiB of weights."""
+    command = [sys.executable, model_costs.__file__, "resnet50", "32", "1"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 97 < found["running"] < 200
+    assert found["loading"] > 97
+
+
+class Half(nn.Module):
+    """A convolution, an operator that calls others, then Python for as long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(64, 64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        start = time.perf_counter()
+        x = self.conv(x)
+        half = time.perf_counter()
+        while time.perf_counter() < half + (half - start):
+            pass
+        return x
+
+
+def test_overhead_is_the_time_outside_of_operators() -> None:
+    x = torch.randn(4, 64, 56, 56)
+    assert 0.35 < model_costs.overhead(Half(), (x,))["outside_share"] < 0.65
+    assert model_costs.overhead(Half().conv, (x,))["outside_share"] < 0.3
