@@ -13,6 +13,8 @@ enum class Activation : int { kNone, kRelu, kRelu6, kGelu, kSilu };
 // Pixels (rows of the implicit matrix) that are gathered at once, and output channels of one unit of work.
 constexpr int64_t kPanelRows = 64;
 constexpr int64_t kLanes = 16;
+// Rows of a matrix up to which reading the weights is the cost (thin.inl).
+constexpr int64_t kThinRows = 4;
 constexpr int64_t kUnitChannels = 2 * kLanes;
 // The sparse kernel's part of a panel that stays in L1, and the output channels whose sums wait for the next part.
 constexpr int64_t kChunkBytes = 48 << 10;
@@ -30,6 +32,7 @@ struct Input {
   int64_t zero_point_step;    // 1: one per image, 0: one for all
 
   int64_t rows() const { return n * oh * ow; }
+  bool is_thin() const { return n <= kThinRows && h * w * kh * kw == 1 && group_channels == c; }
   int64_t depth() const { return kh * kw * group_channels; }
   int64_t depth4() const { return (depth() + 3) / 4; }
   int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }
