@@ -8,6 +8,7 @@
 namespace torchaccel {
 
 enum class Type : int { kNone, kFloat32, kInt8, kUint8 };
+constexpr int64_t size_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kNone ? 0 : 1; }
 enum class Activation : int { kNone, kRelu, kRelu6, kGelu, kSilu };
 
 // Pixels (rows of the implicit matrix) that are gathered at once, and output channels of one unit of work.
@@ -48,6 +49,27 @@ struct Input {
     return chunk_bytes(block_rows) + kSlabChannels * kPanelRows * 4 + gather_bytes();
   }
   int64_t row_bytes() const { return group_channels % 4 == 0 ? 0 : (depth() + 63) / 64 * 64; }
+};
+
+// The matrix [m, k] of int8 or uint8 under a product.
+inline Input matrix_input(const void* data, int64_t m, int64_t k, bool is_signed) {
+  Input in = {};
+  in.data = static_cast<const uint8_t*>(data);
+  in.n = m, in.h = 1, in.w = 1, in.c = k, in.group_channels = k;
+  in.kh = in.kw = in.stride_h = in.stride_w = in.dilation_h = in.dilation_w = in.oh = in.ow = 1;
+  in.flip = is_signed ? 0x80808080u : 0u;
+  return in;
+}
+
+// The matrix [rows, k] of floats under a product that quantizes it, each row by its own range.
+struct FloatRows {
+  const float* data;
+  int64_t rows, k;
+  bool is_signed;
+
+  int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+  // One panel with its scales and zero points.
+  int64_t quantized_bytes() const { return (kPanelRows * (k + 8) + 63) / 64 * 64; }
 };
 
 // act(float(acc - zero_point * colsum) * (scale_a * scale_b) + bias + residual), stored as [rows, channels].
@@ -131,6 +153,9 @@ struct Kernels {
                         int32_t* zero_point);
   // Work units [begin, end) of panels x groups x units of channels.
   void (*dense)(const Input&, const DenseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
+  // The same of a matrix of floats; e.scale_a and e.zero_point are found here.
+  void (*dense_dynamic)(const FloatRows&, const DenseWeights&, const Epilogue&, int64_t begin, int64_t end,
+                        uint8_t* scratch);
   // Blocks of 16 output channels [begin, end) of panel p at p * ceil(channels / 16).
   void (*sparse)(const Input&, const SparseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
   // Whether the columns are in range and ascend within each row.
