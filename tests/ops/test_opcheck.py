@@ -59,7 +59,9 @@ def _cases() -> list[tuple[str, tuple]]:
             )  # fmt: skip
             cases.append(("int8_linear", arguments))
             x, tail = torch.randn(2, m, 10), arguments[8:]
-            cases.append(("int8_linear_dynamic", (x, *arguments[1:3], *arguments[4:5], None, "relu", torch.uint8, *tail)))
+            cases.append(
+                ("int8_linear_dynamic", (x, *arguments[1:3], *arguments[4:5], None, "relu", torch.uint8, *tail))
+            )
         cases.append(("int8_linear_weight_only", (torch.randn(2, m, 10), _int(6, 10), _rand(6), None, "none", None)))
     for shape in SIZES:
         a = _int(*shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
