@@ -57,6 +57,10 @@ TORCHACCEL_INLINE F32 residual16(const Epilogue& e, int64_t at, int64_t n) {
   return f32_mul(f32_of(i32_sub(q, i32_splat(e.residual_zero_point))), f32_splat(e.residual_scale));
 }
 
+TORCHACCEL_INLINE bool is_rectified(Activation activation) {
+  return activation == Activation::kRelu || activation == Activation::kRelu6;
+}
+
 TORCHACCEL_INLINE bool is_plain(Activation activation) {
   return activation == Activation::kNone || activation == Activation::kRelu;
 }
@@ -77,8 +81,7 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
   const F32 scale_b = f32_load_n(e.scale_b + channel, n);
   // Adding -0 changes nothing, not even a negative zero.
   const F32 bias = e.bias == nullptr ? f32_splat(-0.0f) : f32_load_n(e.bias + channel, n);
-  const bool rectified = e.activation == Activation::kRelu || e.activation == Activation::kRelu6;
-  const F32 floor = f32_splat(rectified ? 0.0f : -__builtin_inff());
+  const F32 floor = f32_splat(is_rectified(e.activation) ? 0.0f : -__builtin_inff());
   const F32 inverse = f32_splat(e.inverse_scale_out);
   const I32 zero_point_out = i32_splat(clipped(e.zero_point_out));
   // Copies: a store of bytes might change what a reference leads to.

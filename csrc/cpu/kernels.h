@@ -72,6 +72,19 @@ struct FloatRows {
   int64_t quantized_bytes() const { return (kPanelRows * (k + 8) + 63) / 64 * 64; }
 };
 
+// act((x @ b.T) * scale_b + bias) with int8 weights [ceil(channels / 16)][k][16], zero padded.
+struct WeightOnly {
+  const float* x;  // [rows, k]
+  int64_t rows, k, channels;
+  const int8_t* packed;
+  const float* scale_b;  // [channels]
+  const float* bias;     // [channels] or nullptr
+  Activation activation;
+  float* out;  // [rows, channels]
+
+  int64_t units() const { return (channels + kUnitChannels - 1) / kUnitChannels; }
+};
+
 // act(float(acc - zero_point * colsum) * (scale_a * scale_b) + bias + residual), stored as [rows, channels].
 struct Epilogue {
   int64_t channels;           // row length of out and residual
@@ -156,6 +169,8 @@ struct Kernels {
   // The same of a matrix of floats; e.scale_a and e.zero_point are found here.
   void (*dense_dynamic)(const FloatRows&, const DenseWeights&, const Epilogue&, int64_t begin, int64_t end,
                         uint8_t* scratch);
+  // Units [begin, end) of 32 output channels.
+  void (*weight_only)(const WeightOnly&, int64_t begin, int64_t end);
   // Blocks of 16 output channels [begin, end) of panel p at p * ceil(channels / 16).
   void (*sparse)(const Input&, const SparseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
   // Whether the columns are in range and ascend within each row.

@@ -10,3 +10,4 @@
 #include "pool.inl"
 #include "quantize.inl"
 #include "sparse.inl"
+#include "weight_only.inl"
