@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,13 @@ from torchaccel import _native
 from torchaccel.measure import interleaved_ms
 
 Step = Callable[[], object]
+_CACHES = 96 << 20  # bytes; three times what a processor's share of its last cache tends to be
+
+
+def rotated(step: Callable[[Any], object], weights: Sequence[Any]) -> Step:
+    """`step` of one of `weights` after the other, call by call."""
+    turn = itertools.cycle(weights)
+    return lambda: step(next(turn))
 
 
 def environment() -> dict[str, str | int | None]:
@@ -43,7 +52,8 @@ def _lines(path: str) -> list[str]:
 class Bench:
     """Options of the command line, and the rows measured so far; `paths` are more options, by name, with their help."""
 
-    def __init__(self, op: str, baseline: str, **paths: str) -> None:
+    def __init__(self, op: str, baseline: str, cold: bool = False, **paths: str) -> None:
+        """`cold`: whether the benchmark knows how to time with weights that lie in no cache."""
         parser = argparse.ArgumentParser(description=f"Times {op} against {baseline}, in turns in one process.")
         parser.add_argument("--threads", type=int, default=torch.get_num_threads())
         parser.add_argument("--isa", choices=_native.isas_available(), help="force an instruction set")
@@ -51,12 +61,21 @@ class Bench:
         parser.add_argument("--json", type=Path, help="write the rows to this file")
         for name, told in paths.items():
             parser.add_argument(f"--{name}", type=Path, help=told)
+        if cold:
+            parser.add_argument("--cold", action="store_true", help="weights out of cache")
         self.options = parser.parse_args()
         torch.set_num_threads(self.options.threads)
         if self.options.isa:
             _native.force_isa(self.options.isa)
         self.baseline, self.rows = baseline, list[dict]()
-        print(f"{op}: {', '.join(f'{key} {value}' for key, value in environment().items())}; baseline: {baseline}")
+        print(f"{op}: {', '.join(f'{key} {value}' for key, value in self.environment().items())}; baseline: {baseline}")
+
+    def environment(self) -> dict[str, str | int | None]:
+        return environment() | {"cache": "cold weights" if self.copies(1) > 1 else "warm"}
+
+    def copies(self, weight_bytes: int) -> int:
+        """How many copies of a weight exceed the caches, with --cold; otherwise 1."""
+        return 1 + _CACHES // weight_bytes if getattr(self.options, "cold", False) else 1
 
     def row(self, shape: str, work: float, unit: str, steps: dict[str, Step]) -> None:
         """Time `steps` (the first is the baseline) on one shape; `work` is what one call does, in 10^9 `unit`."""
@@ -70,7 +89,7 @@ class Bench:
 
     def finish(self) -> None:
         if self.options.json:
-            report = {"environment": environment(), "baseline": self.baseline, "rows": self.rows}
+            report = {"environment": self.environment(), "baseline": self.baseline, "rows": self.rows}
             self.options.json.write_text(json.dumps(report, indent=1))
 
 

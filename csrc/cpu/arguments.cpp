@@ -42,6 +42,17 @@ Output make_output(Arguments& args, ScalarType out_dtype, const OptionalTensor& 
   return out;
 }
 
+LinearSizes linear_sizes(const char* op, const char* name, const Tensor& x, const Tensor& b) {
+  check_dtype(op, "b", b.scalar_type(), {ScalarType::Char});
+  check_device(op, "b", b, x);
+  STD_TORCH_CHECK(b.dim() == 2, op, ": b has shape ", shape_of(b), ", accepted is [N, K]");
+  LinearSizes s = {1, b.size(0), b.size(1), {x.sizes().begin(), x.sizes().end()}};
+  STD_TORCH_CHECK(x.dim() > 0 && s.out.back() == s.k, op, ": ", name, " has shape ", shape_of(x), ", b has K=", s.k);
+  s.out.back() = s.n;
+  for (size_t i = 0; i + 1 < s.out.size(); ++i) s.m *= s.out[i];
+  return s;
+}
+
 Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units, int64_t channels, int64_t depth,
                        bool is_signed) {
   // Sums of products with |a| <= 128 or 255 and |b| <= 128 stay below 2^31.
@@ -55,7 +66,7 @@ Epilogue make_epilogue(Arguments& args, const EpilogueTensors& t, int64_t units,
   e.scale_b = args.vector<float>("scale_b", t.scale_b, ScalarType::Float, channels);
   e.bias = args.vector<float>("bias", t.bias, ScalarType::Float, channels);
   e.scale_a = args.vector<float>("scale_a", t.scale_a, ScalarType::Float, 1, units);
-  e.scale_a_step = t.scale_a.numel() == 1 ? 0 : 1;
+  e.scale_a_step = e.scale_a == nullptr || t.scale_a->numel() == 1 ? 0 : 1;
   e.zero_point = args.vector<int32_t>("zero_point", t.zero_point, ScalarType::Int, 1, units);
   e.zero_point_step = e.zero_point == nullptr || t.zero_point->numel() == 1 ? 0 : 1;
   e.zero_point_shift = is_signed ? 128 : 0;

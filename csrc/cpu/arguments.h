@@ -12,7 +12,7 @@ namespace torchaccel {
 // What all int8 ops take besides their operands; as in torchaccel/ops/_epilogue.py.
 struct EpilogueTensors {
   const Tensor& colsum;
-  const Tensor& scale_a;
+  const OptionalTensor& scale_a;  // absent where the kernel finds it
   const Tensor& scale_b;
   const OptionalTensor& zero_point;
   const OptionalTensor& bias;
@@ -27,6 +27,13 @@ struct ResidualTensors {
   const OptionalTensor& scale;
   const OptionalTensor& zero_point;
 };
+
+// Of x [..., K] times b [N, K] transposed.
+struct LinearSizes {
+  int64_t m, n, k;
+  std::vector<int64_t> out;  // [..., N]
+};
+LinearSizes linear_sizes(const char* op, const char* name, const Tensor& x, const Tensor& b);
 
 // The epilogue of `units` (rows of a matrix, images of a convolution) that may each have a scale and a zero point;
 // `out`, the residual and the sizes of a unit are still to be set. `depth`: products per output;

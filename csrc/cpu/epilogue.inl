@@ -57,38 +57,50 @@ TORCHACCEL_INLINE F32 residual16(const Epilogue& e, int64_t at, int64_t n) {
   return f32_mul(f32_of(i32_sub(q, i32_splat(e.residual_zero_point))), f32_splat(e.residual_scale));
 }
 
+TORCHACCEL_INLINE bool is_rectified(Activation activation) {
+  return activation == Activation::kRelu || activation == Activation::kRelu6;
+}
+
+TORCHACCEL_INLINE bool is_plain(Activation activation) {
+  return activation == Activation::kNone || activation == Activation::kRelu;
+}
+
 // What is left of an activation after the maximum with its floor.
 TORCHACCEL_INLINE F32 activate(Activation activation, F32 y) {
   if (activation == Activation::kRelu6) return f32_min(f32_splat(6.0f), y);
   return activation == Activation::kGelu ? gelu(y) : silu(y);
 }
 
-// acc [rows][stride], its 16 columns from `channel` on of which n exist; output rows from `row` on.
-template <Type kOut, Type kResidual>
+// acc [rows][stride], its 16 columns from `channel` on of which n exist; output rows from `row` on. kPlain: all 16 exist
+// and the activation is none or ReLU; what the rest needs would fill the registers.
+template <Type kOut, Type kResidual, bool kPlain>
 static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int64_t row, int64_t rows, int64_t channel,
-                     int64_t n) {
+                     int64_t count) {
+  const int64_t n = kPlain ? 16 : count;
   const I32 colsum = i32_load_n(e.colsum + channel, n);
   const F32 scale_b = f32_load_n(e.scale_b + channel, n);
   // Adding -0 changes nothing, not even a negative zero.
   const F32 bias = e.bias == nullptr ? f32_splat(-0.0f) : f32_load_n(e.bias + channel, n);
-  const bool rectified = e.activation == Activation::kRelu || e.activation == Activation::kRelu6;
-  const F32 floor = f32_splat(rectified ? 0.0f : -__builtin_inff());
+  const F32 floor = f32_splat(is_rectified(e.activation) ? 0.0f : -__builtin_inff());
   const F32 inverse = f32_splat(e.inverse_scale_out);
   const I32 zero_point_out = i32_splat(clipped(e.zero_point_out));
   // Copies: a store of bytes might change what a reference leads to.
   const Activation activation = e.activation;
-  const bool further = activation != Activation::kNone && activation != Activation::kRelu;
+  const bool further = !kPlain && !is_plain(activation);
   const int64_t channels = e.channels;
   void* const out = e.out;
   const bool single = e.scale_a_step == 0 && e.zero_point_step == 0;
-  int64_t unit = single ? 0 : row / e.rows_per_scale;
-  int64_t until = single ? rows : (unit + 1) * e.rows_per_scale - row;
-  for (int64_t r = 0; r < rows; ++unit, until += e.rows_per_scale) {
-    // Unsigned, since zero_point * colsum wraps as int32 sums do.
-    uint32_t zero_point = static_cast<uint32_t>(e.zero_point_shift);
-    if (e.zero_point != nullptr) zero_point += static_cast<uint32_t>(e.zero_point[unit * e.zero_point_step]);
-    const I32 shift = i32_mul(i32_splat(static_cast<int32_t>(zero_point)), colsum);
-    const F32 scale = f32_mul(f32_splat(e.scale_a[unit * e.scale_a_step]), scale_b);
+  const int64_t rows_per_scale = single ? rows : e.rows_per_scale;
+  const int64_t unit = single ? 0 : rows_per_scale == 1 ? row : row / rows_per_scale;
+  const int32_t none = 0;
+  const int64_t scale_step = e.scale_a_step, zero_point_step = e.zero_point_step;
+  const float* scale_a = e.scale_a + unit * scale_step;
+  const int32_t* zero_point = e.zero_point == nullptr ? &none : e.zero_point + unit * zero_point_step;
+  const I32 zero_point_shift = i32_splat(e.zero_point_shift);
+  int64_t until = single ? rows : (unit + 1) * rows_per_scale - row;
+  for (int64_t r = 0; r < rows; until += rows_per_scale, scale_a += scale_step, zero_point += zero_point_step) {
+    const I32 shift = i32_mul(i32_add(i32_splat(*zero_point), zero_point_shift), colsum);
+    const F32 scale = f32_mul(f32_splat(*scale_a), scale_b);
     for (const int64_t end = until < rows ? until : rows; r < end; ++r) {
       const int64_t at = (row + r) * channels + channel;
       F32 y = f32_add(f32_mul(f32_of(i32_sub(i32_load(acc + r * stride), shift)), scale), bias);
@@ -103,6 +115,16 @@ static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int6
         i32_store_u8_n(static_cast<uint8_t*>(out) + at, to_steps(y, inverse, zero_point_out), n);
       }
     }
+  }
+}
+
+template <Type kOut, Type kResidual>
+static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int64_t row, int64_t rows, int64_t channel,
+                     int64_t n) {
+  if (n == 16 && is_plain(e.activation)) {
+    finish16<kOut, kResidual, true>(e, acc, stride, row, rows, channel, n);
+  } else {
+    finish16<kOut, kResidual, false>(e, acc, stride, row, rows, channel, n);
   }
 }
 

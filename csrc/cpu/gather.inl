@@ -124,19 +124,25 @@ static void gather16_bytes(const Input& in, const Pixels& pixels, int64_t begin,
   }
 }
 
-// Groups [begin, end) of 4 along K of the output pixels [row, row + count) of one channel group, into `panel`;
-// `scratch` has in.gather_bytes().
+// Groups [begin, end) of 4 along K of the output pixels [row, row + count) of one channel group: blocks of 16 pixels
+// `step` bytes apart, groups of 4 `stride` bytes apart; `scratch` has in.gather_bytes().
+static void gather_blocks(const Input& in, int64_t group, int64_t row, int64_t count, int64_t begin, int64_t end,
+                          uint8_t* to, int64_t step, int64_t stride, uint8_t* scratch) {
+  Cursor at = {row / (in.oh * in.ow), row / in.ow % in.oh, row % in.ow};
+  for (int64_t first = 0; first < count; first += 16, to += step) {
+    const Pixels pixels = next_pixels(in, group, at, count - first, scratch);
+    if (in.group_channels % 4 == 0) {
+      gather16_aligned(in, pixels, begin, end, to, stride);
+    } else {
+      gather16_bytes(in, pixels, begin, end, scratch + kLanes * 64, to, stride);
+    }
+  }
+}
+
+// The same as one panel.
 static Panel gather(const Input& in, int64_t group, int64_t row, int64_t count, int64_t begin, int64_t end,
                     uint8_t* panel, uint8_t* scratch) {
   const int64_t width = (count + 15) / 16 * 16, stride = 4 * width;
-  Cursor at = {row / (in.oh * in.ow), row / in.ow % in.oh, row % in.ow};
-  for (int64_t first = 0; first < width; first += 16) {
-    const Pixels pixels = next_pixels(in, group, at, count - first, scratch);
-    if (in.group_channels % 4 == 0) {
-      gather16_aligned(in, pixels, begin, end, panel + 4 * first, stride);
-    } else {
-      gather16_bytes(in, pixels, begin, end, scratch + kLanes * 64, panel + 4 * first, stride);
-    }
-  }
+  gather_blocks(in, group, row, count, begin, end, panel, 64, stride, scratch);
   return {panel, width, stride};
 }

@@ -1,4 +1,4 @@
-// int8_linear: a matrix product as a 1x1 convolution over M images of one pixel.
+// int8_linear: a matrix product as a 1x1 convolution over M images of one pixel; int8_linear_dynamic: the same of floats.
 #include <torch/csrc/stable/library.h>
 
 #include "arguments.h"
@@ -14,35 +14,47 @@ Tensor int8_linear(const Tensor& a, const Tensor& b, const Tensor& colsum, const
                    const OptionalTensor& packed) {
   Arguments args("int8_linear", a);
   const bool is_signed = is_signed_int8(args.op(), "a", a.scalar_type());
-  check_dtype(args.op(), "b", b.scalar_type(), {ScalarType::Char});
-  check_device(args.op(), "b", b, a);
-  STD_TORCH_CHECK(b.dim() == 2, args.op(), ": b has shape ", shape_of(b), ", accepted is [N, K]");
-  const int64_t n = b.size(0), k = b.size(1);
-  STD_TORCH_CHECK(a.dim() > 0 && a.size(a.dim() - 1) == k, args.op(), ": a has shape ", shape_of(a), ", b has K=", k);
-  int64_t m = 1;
-  std::vector<int64_t> shape(a.sizes().begin(), a.sizes().end());
-  shape.back() = n;
-  for (size_t i = 0; i + 1 < shape.size(); ++i) m *= shape[i];
-
+  const LinearSizes s = linear_sizes(args.op(), "a", a, b);
   Epilogue epilogue = make_epilogue(
-      args, {colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out}, m, n, k,
-      is_signed);
+      args, {colsum, scale_a, scale_b, zero_point, bias, activation, out_dtype, scale_out, zero_point_out}, s.m, s.n,
+      s.k, is_signed);
   Tensor kept_packed = b;
   const DenseWeights weights = dense_weights(args, b, 1, packed, kept_packed);
   const Tensor rows = in_order(a);
-  Tensor out = torch::stable::new_empty(a, {shape.data(), shape.size()}, out_dtype);
+  Tensor out = torch::stable::new_empty(a, {s.out.data(), s.out.size()}, out_dtype);
   epilogue.out = out.mutable_data_ptr();
-  Input in = {};
-  in.data = static_cast<const uint8_t*>(rows.const_data_ptr());
-  in.n = m, in.h = 1, in.w = 1, in.c = k, in.group_channels = k;
-  in.kh = in.kw = in.stride_h = in.stride_w = in.dilation_h = in.dilation_w = in.oh = in.ow = 1;
-  in.flip = is_signed ? 0x80808080u : 0u;
-  if (m > 0 && n > 0) run_dense(in, weights, epilogue);
+  if (s.m > 0 && s.n > 0) {
+    run_dense(matrix_input(rows.const_data_ptr(), s.m, s.k, is_signed), weights, epilogue);
+  }
+  return out;
+}
+
+Tensor int8_linear_dynamic(const Tensor& x, const Tensor& b, const Tensor& colsum, const Tensor& scale_b,
+                           const OptionalTensor& bias, const std::string& activation, ScalarType dtype,
+                           ScalarType out_dtype, const OptionalTensor& scale_out, const OptionalTensor& zero_point_out,
+                           const OptionalTensor& packed) {
+  Arguments args("int8_linear_dynamic", x);
+  check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float});
+  const bool is_signed = is_signed_int8(args.op(), "dtype", dtype);
+  const LinearSizes s = linear_sizes(args.op(), "x", x, b);
+  Epilogue epilogue = make_epilogue(
+      args, {colsum, {}, scale_b, {}, bias, activation, out_dtype, scale_out, zero_point_out}, s.m, s.n, s.k, is_signed);
+  Tensor kept_packed = b;
+  const DenseWeights weights = dense_weights(args, b, 1, packed, kept_packed);
+  const Tensor rows = in_order(x);
+  Tensor out = torch::stable::new_empty(x, {s.out.data(), s.out.size()}, out_dtype);
+  epilogue.out = out.mutable_data_ptr();
+  if (s.m > 0 && s.n > 0) {
+    run_dense_dynamic({static_cast<const float*>(rows.const_data_ptr()), s.m, s.k, is_signed}, weights, epilogue);
+  }
   return out;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(torchaccel, CPU, m) { m.impl("int8_linear", TORCH_BOX(&int8_linear)); }
+STABLE_TORCH_LIBRARY_IMPL(torchaccel, CPU, m) {
+  m.impl("int8_linear", TORCH_BOX(&int8_linear));
+  m.impl("int8_linear_dynamic", TORCH_BOX(&int8_linear_dynamic));
+}
 
 }  // namespace torchaccel

@@ -8,11 +8,14 @@
 namespace torchaccel {
 
 enum class Type : int { kNone, kFloat32, kInt8, kUint8 };
+constexpr int64_t size_of(Type type) { return type == Type::kFloat32 ? 4 : type == Type::kNone ? 0 : 1; }
 enum class Activation : int { kNone, kRelu, kRelu6, kGelu, kSilu };
 
 // Pixels (rows of the implicit matrix) that are gathered at once, and output channels of one unit of work.
 constexpr int64_t kPanelRows = 64;
 constexpr int64_t kLanes = 16;
+// Rows of a matrix up to which reading the weights is the cost (thin.inl).
+constexpr int64_t kThinRows = 4;
 constexpr int64_t kUnitChannels = 2 * kLanes;
 // The sparse kernel's part of a panel that stays in L1, and the output channels whose sums wait for the next part.
 constexpr int64_t kChunkBytes = 48 << 10;
@@ -30,6 +33,7 @@ struct Input {
   int64_t zero_point_step;    // 1: one per image, 0: one for all
 
   int64_t rows() const { return n * oh * ow; }
+  bool is_thin() const { return n <= kThinRows && h * w * kh * kw == 1 && group_channels == c; }
   int64_t depth() const { return kh * kw * group_channels; }
   int64_t depth4() const { return (depth() + 3) / 4; }
   int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }
@@ -45,6 +49,40 @@ struct Input {
     return chunk_bytes(block_rows) + kSlabChannels * kPanelRows * 4 + gather_bytes();
   }
   int64_t row_bytes() const { return group_channels % 4 == 0 ? 0 : (depth() + 63) / 64 * 64; }
+};
+
+// The matrix [m, k] of int8 or uint8 under a product.
+inline Input matrix_input(const void* data, int64_t m, int64_t k, bool is_signed) {
+  Input in = {};
+  in.data = static_cast<const uint8_t*>(data);
+  in.n = m, in.h = 1, in.w = 1, in.c = k, in.group_channels = k;
+  in.kh = in.kw = in.stride_h = in.stride_w = in.dilation_h = in.dilation_w = in.oh = in.ow = 1;
+  in.flip = is_signed ? 0x80808080u : 0u;
+  return in;
+}
+
+// The matrix [rows, k] of floats under a product that quantizes it, each row by its own range.
+struct FloatRows {
+  const float* data;
+  int64_t rows, k;
+  bool is_signed;
+
+  int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+  // One panel with its scales and zero points.
+  int64_t quantized_bytes() const { return (kPanelRows * (k + 8) + 63) / 64 * 64; }
+};
+
+// act((x @ b.T) * scale_b + bias) with int8 weights [ceil(channels / 16)][k][16], zero padded.
+struct WeightOnly {
+  const float* x;  // [rows, k]
+  int64_t rows, k, channels;
+  const int8_t* packed;
+  const float* scale_b;  // [channels]
+  const float* bias;     // [channels] or nullptr
+  Activation activation;
+  float* out;  // [rows, channels]
+
+  int64_t units() const { return (channels + kUnitChannels - 1) / kUnitChannels; }
 };
 
 // act(float(acc - zero_point * colsum) * (scale_a * scale_b) + bias + residual), stored as [rows, channels].
@@ -128,6 +166,11 @@ struct Kernels {
                         int32_t* zero_point);
   // Work units [begin, end) of panels x groups x units of channels.
   void (*dense)(const Input&, const DenseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
+  // The same of a matrix of floats; e.scale_a and e.zero_point are found here.
+  void (*dense_dynamic)(const FloatRows&, const DenseWeights&, const Epilogue&, int64_t begin, int64_t end,
+                        uint8_t* scratch);
+  // Units [begin, end) of 32 output channels.
+  void (*weight_only)(const WeightOnly&, int64_t begin, int64_t end);
   // Blocks of 16 output channels [begin, end) of panel p at p * ceil(channels / 16).
   void (*sparse)(const Input&, const SparseWeights&, const Epilogue&, int64_t begin, int64_t end, uint8_t* scratch);
   // Whether the columns are in range and ascend within each row.

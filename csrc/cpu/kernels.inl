@@ -6,6 +6,8 @@
 #include "chain.inl"
 #include "chain_moves.inl"
 #include "dense.inl"
+#include "dynamic.inl"
 #include "pool.inl"
 #include "quantize.inl"
 #include "sparse.inl"
+#include "weight_only.inl"

@@ -25,7 +25,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", quantize, quantize_rows, dense, sparse, sparse_valid, max_pool, avg_pool, add, chain};
+const Kernels kAvx2Kernels = {"avx2", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
+                              sparse, sparse_valid, max_pool,      avg_pool, add,           chain};
 
 }  // namespace torchaccel
 

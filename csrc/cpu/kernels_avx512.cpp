@@ -25,8 +25,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512",     quantize, quantize_rows, dense, sparse,
-                                sparse_valid, max_pool, avg_pool,      add, chain};
+const Kernels kAvx512Kernels = {"avx512", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
+                                sparse,   sparse_valid, max_pool,      avg_pool, add,           chain};
 
 }  // namespace torchaccel
 

@@ -28,8 +28,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, quantize_rows, dense, sparse,
-                                    sparse_valid,  max_pool, avg_pool,      add, chain};
+const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
+                                    sparse,        sparse_valid, max_pool,      avg_pool, add,           chain};
 
 }  // namespace torchaccel
 

@@ -20,7 +20,7 @@ namespace {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",     quantize, quantize_rows, dense, sparse,
-                                sparse_valid, max_pool, avg_pool,      add, chain};
+const Kernels kScalarKernels = {"scalar", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
+                                sparse,   sparse_valid, max_pool,      avg_pool, add,           chain};
 
 }  // namespace torchaccel

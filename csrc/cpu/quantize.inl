@@ -26,13 +26,21 @@ struct Range {
 };
 
 static Range range_of(const float* x, int64_t k) {
-  F32 low = f32_splat(0.0f), high = f32_splat(0.0f);
+  F32 low = f32_splat(0.0f), high = low;
   I32 magnitude = i32_splat(0);
-  for (int64_t i = 0; i < k; i += 16) {
+  int64_t i = 0;
+  // In pairs, which halves the chain from one step to the next. What NaN does to low and high does not matter.
+  for (; i + 32 <= k; i += 32) {
+    const F32 v = f32_load(x + i), w = f32_load(x + i + 16);
+    low = f32_min(f32_min(v, w), low);
+    high = f32_max(f32_max(v, w), high);
+    magnitude = i32_max(i32_max(i32_magnitude(v), i32_magnitude(w)), magnitude);
+  }
+  for (; i < k; i += 16) {
     const F32 v = f32_load_n(x + i, k - i < 16 ? k - i : 16);
     low = f32_min(v, low);
     high = f32_max(v, high);
-    magnitude = i32_max(magnitude, i32_magnitude(v));
+    magnitude = i32_max(i32_magnitude(v), magnitude);
   }
   alignas(64) float lows[16], highs[16];
   alignas(64) int32_t magnitudes[16];
@@ -46,6 +54,16 @@ static Range range_of(const float* x, int64_t k) {
     out.magnitude = magnitudes[i] > out.magnitude ? magnitudes[i] : out.magnitude;
   }
   return out;
+}
+
+// As `quantize` for a row of finite numbers whose own range gave the scale: none is far outside the range of int8.
+static void quantize_within(const float* x, int64_t k, float inverse, int32_t zero_point, bool is_signed, void* q) {
+  const F32 scale = f32_splat(inverse);
+  const I32 shift = i32_splat(zero_point);
+  for (int64_t i = 0; i < k; i += 16) {
+    const int64_t n = k - i < 16 ? k - i : 16;
+    store_steps(q, i, i32_add(i32_round(f32_mul(f32_load_n(x + i, n), scale)), shift), is_signed, n);
+  }
 }
 
 static void quantize_rows(const float* x, int64_t rows, int64_t k, bool is_signed, void* q, float* scale,
@@ -64,9 +82,10 @@ static void quantize_rows(const float* x, int64_t rows, int64_t k, bool is_signe
       step = (range.high * 0.5f - range.low * 0.5f) / 127.5f;
     }
     step = step < kTiny ? kTiny : step;
-    if (range.magnitude >= kInfinity) step = __builtin_nanf("");
+    const bool finite = range.magnitude < kInfinity;
+    if (!finite) step = __builtin_nanf("");
     const float inverse = 1.0f / step;
-    if (!is_signed && range.magnitude < kInfinity) {
+    if (!is_signed && finite) {
       int32_t shifts[16];
       const F32 steps = f32_mul(f32_splat(-range.low), f32_splat(inverse));
       i32_store(shifts, i32_round(f32_min(f32_splat(255.0f), steps)));
@@ -74,6 +93,6 @@ static void quantize_rows(const float* x, int64_t rows, int64_t k, bool is_signe
     }
     scale[row] = step;
     zero_point[row] = shift;
-    quantize(x, k, inverse, shift, is_signed, static_cast<uint8_t*>(q) + row * k);
+    (finite ? quantize_within : quantize)(x, k, inverse, shift, is_signed, static_cast<uint8_t*>(q) + row * k);
   }
 }

@@ -93,6 +93,9 @@ TORCHACCEL_INLINE F32 f32_of(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_c
 TORCHACCEL_INLINE F32 f32_add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 TORCHACCEL_INLINE F32 f32_sub(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 TORCHACCEL_INLINE F32 f32_mul(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+TORCHACCEL_INLINE F32 f32_fma(F32 a, F32 b, F32 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
 TORCHACCEL_INLINE F32 f32_div(F32 a, F32 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 // The second operand where either is NaN.
 TORCHACCEL_INLINE F32 f32_min(F32 a, F32 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }

@@ -58,6 +58,7 @@ TORCHACCEL_INLINE F32 f32_of(I32 a) { return _mm512_cvtepi32_ps(a); }
 TORCHACCEL_INLINE F32 f32_add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 TORCHACCEL_INLINE F32 f32_sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 TORCHACCEL_INLINE F32 f32_mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+TORCHACCEL_INLINE F32 f32_fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 TORCHACCEL_INLINE F32 f32_div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
 // The second operand where either is NaN.
 TORCHACCEL_INLINE F32 f32_min(F32 a, F32 b) { return _mm512_min_ps(a, b); }

@@ -89,6 +89,8 @@ TORCHACCEL_INLINE F32 f32_of(const I32& a) { return __builtin_convertvector(a, F
 TORCHACCEL_INLINE F32 f32_add(const F32& a, const F32& b) { return a + b; }
 TORCHACCEL_INLINE F32 f32_sub(const F32& a, const F32& b) { return a - b; }
 TORCHACCEL_INLINE F32 f32_mul(const F32& a, const F32& b) { return a * b; }
+// a * b + c, rounded once where the processor can; here it cannot.
+TORCHACCEL_INLINE F32 f32_fma(const F32& a, const F32& b, const F32& c) { return a * b + c; }
 TORCHACCEL_INLINE F32 f32_div(const F32& a, const F32& b) { return a / b; }
 // As the instructions do: the second operand where either is NaN.
 TORCHACCEL_INLINE F32 f32_min(const F32& a, const F32& b) { return a < b ? a : b; }

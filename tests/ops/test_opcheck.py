@@ -58,6 +58,10 @@ def _cases() -> list[tuple[str, tuple]]:
                 torch.ones(1) if int8 else None, None, ops.pack_int8(b),
             )  # fmt: skip
             cases.append(("int8_linear", arguments))
+            x, tail = torch.randn(2, m, 10), arguments[8:]
+            cases.append(
+                ("int8_linear_dynamic", (x, *arguments[1:3], *arguments[4:5], None, "relu", torch.uint8, *tail))
+            )
         cases.append(("int8_linear_weight_only", (torch.randn(2, m, 10), _int(6, 10), _rand(6), None, "none", None)))
     for shape in SIZES:
         a = _int(*shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -106,8 +110,8 @@ def test_every_op_is_covered() -> None:
 
 
 NATIVE = (
-    "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_conv2d", "sparse_int8_conv2d",
-    "int8_max_pool2d", "int8_avg_pool2d", "int8_add",
+    "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_linear_dynamic", "int8_conv2d",
+    "sparse_int8_conv2d", "int8_max_pool2d", "int8_avg_pool2d", "int8_add",
 )  # fmt: skip
 
 

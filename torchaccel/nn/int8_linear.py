@@ -106,16 +106,19 @@ class Int8Linear(Int8Module):
         x = input  # named as in the layer that this one stands in for
         guarded = _inference.needs_guard(x)
         source = x.detach() if guarded else x
+        b = self._fast()
         if self.input == "static":
             a, scale_a, zero_point = self._quantized_input(source)
+            y = ops.int8_linear(
+                a, b["weight"], scale_a, b["scale"], zero_point, b["bias"], self.activation, self._out_dtype(x),
+                b["output_scale"], b["output_zero_point"], b["colsum"], b["packed"],
+            )  # fmt: skip
         else:
             self._refuse_int8(source)
-            a, scale_a, zero_point = ops.quantize_int8_dynamic(source, self.input_dtype)
-        b = self._fast()
-        y = ops.int8_linear(
-            a, b["weight"], scale_a, b["scale"], zero_point, b["bias"], self.activation, self._out_dtype(x),
-            b["output_scale"], b["output_zero_point"], b["colsum"], b["packed"],
-        )  # fmt: skip
+            y = ops.int8_linear_dynamic(
+                source, b["weight"], b["scale"], b["bias"], self.activation, self.input_dtype, self._out_dtype(x),
+                b["output_scale"], b["output_zero_point"], b["colsum"], b["packed"],
+            )  # fmt: skip
         return _inference.guard(y, x) if guarded else y
 
     def extra_repr(self) -> str:

@@ -74,7 +74,7 @@ class Int8LinearWeightOnly(PackedModule):
         }
 
     def pack(self) -> None:
-        self.packed = ops.pack_int8(self.weight, two_four=False) if self.weight.device.type == "cuda" else None
+        self.packed = ops.pack_weight_only(self.weight)
 
     def fuse_activation(self, name: str) -> None:
         """Apply an activation ("relu", "relu6", "gelu", "silu") as the last step, in the same pass."""

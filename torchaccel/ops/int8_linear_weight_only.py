@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchaccel.ops import _check, _epilogue, _tiles
-from torchaccel.ops._library import define, run, too_old
+from torchaccel.ops._library import define, has_kernel, run, too_old
+from torchaccel.ops.pack_int8 import pack_int8
 
 OP = "int8_linear_weight_only"
 # From here on the CUDA kernel, which reads the weights again for each 8 rows of float32, loses to one float32 product.
 _FLOAT32_ROWS = 64
+_HALVES = (torch.float16, torch.bfloat16)
+_LANES = 16  # output channels that the CPU kernel widens at once
 
 
 def _reference(
@@ -44,6 +47,24 @@ def supports(device: torch.device, *, dtype: torch.dtype, rows: int) -> str | No
     return too_old(device)
 
 
+def pack_weight_only(b: Tensor) -> Tensor | None:
+    """Lay out int8 weights [N, K] for the native kernel of their device.
+
+    Returns:
+        An opaque int8 tensor for the `packed` argument, or None where no native kernel wants one.
+    """
+    _check.dtype_in("pack_weight_only", "b", b.dtype, (torch.int8,))
+    if b.dim() != 2:
+        _check.fail("pack_weight_only", f"b has shape {tuple(b.shape)}, accepted is [N, K]")
+    if b.device.type == "cuda":
+        return pack_int8(b, two_four=False)
+    if not has_kernel(OP, b.device):
+        return None
+    n, k = b.shape
+    lanes = F.pad(b, (0, 0, 0, -n % _LANES)).view(-1, _LANES, k)
+    return lanes.transpose(1, 2).contiguous()  # [N / 16, K, 16]
+
+
 def int8_linear_weight_only(
     x: Tensor,
     b: Tensor,
@@ -59,7 +80,7 @@ def int8_linear_weight_only(
         b: [N, K] int8.
         scale_b: [N] float32; bias: [N] float32.
         activation: "none", "relu", "relu6", "gelu" or "silu".
-        packed: what `pack_int8(b, two_four=False)` returned.
+        packed: what `pack_weight_only(b)` returned; packed anew at each call where it is not given.
 
     Returns:
         [..., N] of the dtype of `x`, contiguous.
@@ -81,6 +102,11 @@ def int8_linear_weight_only(
         _check.known_activation(OP, activation)
 
     def call(op: Callable) -> Tensor:
+        if x.device.type == "cpu":
+            layout = pack_weight_only(b) if packed is None else packed
+            if x.dtype in _HALVES:  # the kernel takes float32, and sums in it anyway
+                return op(x.to(torch.float32), b, scale_b, bias, activation, layout).to(x.dtype)
+            return op(x, b, scale_b, bias, activation, layout)
         tiles = _tiles.pack_whole(b) if packed is None and _tiles.wanted(OP, x.device) else packed
         return op(x, b, scale_b, bias, activation, tiles)
 
