@@ -21,7 +21,8 @@ from torchaccel.ops import blocks
 from torchaccel.ops.int8_chain import LANES, Kind, Step
 
 LINE = 64
-TILE = 8
+TILES = {1: 8, 4: 10, 0: 10}
+"""Vectors of a tile by the rows of a block: what registers hold with AVX-512, once or twice."""
 LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""
 ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
@@ -289,7 +290,7 @@ class _Builder:
         starts = torch.zeros(4 * y.planes, dtype=torch.int32)
         starts[: m.out_channels] = -byte_zero_point(given) * m.colsum
         step = Step(
-            Kind.CONV, planes=y.planes, tile=TILE,
+            Kind.CONV, planes=y.planes,
             floats=self._store(self.floats, torch.cat([head, floats.flatten()]), torch.float32),
             starts=self._store(self.indices, starts, torch.int32),
             zero_point=y.zero_point, residual_zero_point=0 if residual is None else residual.zero_point,
@@ -310,6 +311,7 @@ class _Builder:
             packed = _padded_weight(dense)
             step.values, step.blocks = self._store(self.values, packed, torch.int8), packed.shape[1]
             columns = torch.arange(packed.shape[1])
+        step.tile = TILES[step.block_rows]
         step.offsets = self._reserve(columns.numel())
         self.entries.append(_Entry(step, x, y, residual, columns.long(), taps))
         return y
