@@ -219,9 +219,7 @@ class _Maker:
 
 
 def _output(size: tuple[int, int, int], window: tuple[Pair, Pair, Pair, Pair]) -> tuple[int, int]:
-    h, w = (
-        (s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size[1:], *window, strict=True)
-    )
+    h, w = ((s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size[1:], *window, strict=True))
     return h, w
 
 
@@ -239,7 +237,7 @@ def images(recipe: Recipe, n: int, finite: bool = True) -> Tensor:
     x = torch.randn(shape, generator=g) * 8
     if not finite:
         special = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, -0.0])
-        x.view(-1)[:: 7] = special.repeat(x.numel() // 42 + 1)[: -(-x.numel() // 7)]
+        x.view(-1)[::7] = special.repeat(x.numel() // 42 + 1)[: -(-x.numel() // 7)]
     return x
 
 

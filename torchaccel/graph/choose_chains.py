@@ -56,7 +56,8 @@ def choose_chains(
     by_name = {choice.name: choice for choice in choices}
     try:
         with torch.no_grad():
-            found = runs(assemble(model, chosen | able))
+            whole = assemble(model, chosen | able)
+            found = runs(whole) if isinstance(whole, fx.GraphModule) else []
     except Exception:  # the model's own code may read what a layer lost; `choose` has said so already
         return chosen, list(choices), chained
     now = assemble(model, chosen)
@@ -78,4 +79,3 @@ def _in_chain(choice: Choice, form: nn.Module, layers: int, speedup: float, won:
     alone = choice.reason if won else f"alone {choice.reason.removeprefix('kept dense: ')}"
     reason = f"in a chain of {layers} layers, {speedup:.2f}x the model without it; {alone}"
     return replace(choice, chosen=kind(form), reason=reason)
-

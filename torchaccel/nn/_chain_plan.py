@@ -47,6 +47,11 @@ def byte_zero_point(range: InputRange) -> int:
     return range.zero_point + (128 if range.dtype == torch.int8 else 0)
 
 
+def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
+    assert module.output_scale is not None and module.output_zero_point is not None
+    return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
+
+
 @dataclass(eq=False)
 class _Plane:
     """An activation: [planes][rows][pitch] places of four channels; with phases where a stride reads it."""
@@ -273,8 +278,8 @@ class _Builder:
     def conv(self, m: Int8Conv, x: _Plane, residual: _Plane | None) -> _Plane:
         window = m.kernel_size, m.stride, m.padding, m.dilation
         x, taps, (oh, ow) = self._windowed(x, *window, x.zero_point, copy=False)
-        given, asked = m.input_range(), InputRange(float(m.output_scale), int(m.output_zero_point), m.output_dtype)
-        assert given is not None and m.output_scale is not None
+        given, asked = m.input_range(), _output_range(m)
+        assert given is not None and m.output_scale is not None and m.colsum is not None
         y = self._plane(-(-m.out_channels // 4), oh, ow, byte_zero_point(asked))
         self.linked.append((x, y))
         if residual is not None:
@@ -340,7 +345,7 @@ class _Builder:
         factor = torch.tensor(given.scale, dtype=torch.float32) * torch.reciprocal(count)
         inverse, zero_point, flip = torch.ones(()), 0, False
         if m.output_scale is not None:
-            asked = InputRange(float(m.output_scale), int(m.output_zero_point), m.output_dtype)
+            asked = _output_range(m)
             inverse, flip = torch.reciprocal(m.output_scale.float())[0], asked.dtype == torch.int8
             zero_point = byte_zero_point(asked)
         bounds = [torch.tensor(float(-zero_point)), torch.tensor(255.0 - zero_point)]
@@ -401,9 +406,7 @@ class _Builder:
                     if residual is not None:
                         self._check_residual(m, y, residual, *channels[node.args[1]])
 
-    def _check_residual(
-        self, m: Int8Conv, y: _Plane, residual: _Plane, channels: int, dtype: torch.dtype
-    ) -> None:
+    def _check_residual(self, m: Int8Conv, y: _Plane, residual: _Plane, channels: int, dtype: torch.dtype) -> None:
         _require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
         assert m.residual_zero_point is not None
         zero_point = int(m.residual_zero_point) + (128 if dtype == torch.int8 else 0)
