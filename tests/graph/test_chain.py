@@ -229,6 +229,11 @@ def test_where_there_are_no_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     alternatives = {name: [form] for name, form in forms.items()}
     assert choose_chains(settled(SmallNet()), alternatives, {}, choices, (x,)) == ({}, choices, set())
     assert choose_chains(prepared.dense, {}, {}, [], (x,)) == ({}, [], set())
+    unbatched = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).eval()
+    made, ones = all_int8(unbatched, x)
+    both = {name: [form] for name, form in ones.items()}
+    assert choose_chains(made.dense, both, {}, choices_of(made, ones), (x[0],))[2] == set(), "layers refuse such images"
+    assert choose_chains(made.dense, both, {}, choices_of(made, ones), (x,))[2] == {"0", "1"}
     few = {name: alternatives[name] for name in ("stem.0", "block1.conv2", "head")}
     assert choose_chains(prepared.dense, few, {}, choices, (x,))[2] == set(), "no two neighbours"
     assert all(isinstance(m, Int8Conv2d) for name, (m,) in few.items() if name != "head")

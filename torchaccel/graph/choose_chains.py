@@ -65,7 +65,10 @@ def choose_chains(
         names = {str(node.target) for node in run} & able.keys()
         with_run = chosen | {name: able[name] for name in names}
         trial = assemble(model, with_run, chained | names)
-        result = _faster(now, trial, inputs)
+        try:
+            result = _faster(now, trial, inputs)
+        except ValueError:  # a layer refuses what it is handed, as an image without a batch; `choose` has said so too
+            result = None
         tick()
         if result is None:
             continue
