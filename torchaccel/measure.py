@@ -120,11 +120,11 @@ def compare(
 
 def settled(baseline: Step, candidate: Step, budget_s: float) -> Comparison:
     """Compare, and again for longer while the interval holds 1: a busy machine must not decide."""
-    result = compare(baseline, candidate, budget_s)
+    result = compare(baseline, candidate, budget_s=budget_s)
     for longer in (2, 4):
         if result.low > 1 or result.high < 1:
             break
-        result = compare(baseline, candidate, longer * budget_s)
+        result = compare(baseline, candidate, budget_s=longer * budget_s)
     return result
 
 

@@ -1,5 +1,5 @@
-// int8_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those that
-// are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
+// int8_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those
+// that are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
 //
 // A thread takes some images at a time: first one after the other through the early steps, whose activations stay in
 // L2; then all of them together, in lanes, through the late ones, whose weights would not: each part of the weights that
@@ -108,8 +108,8 @@ bool over_places(const ChainStep& s) {
 int64_t planes_at_once(const ChainStep& s, const int32_t* indices) {
   if (static_cast<ChainKind>(s.kind) != ChainKind::kConv || s.planes == 0) return s.planes;
   const int64_t rows = s.block_rows == 1 ? 4 * s.planes : s.planes;
-  const int64_t bytes = s.block_rows == 0 ? s.planes * s.blocks * 16
-                                          : indices[s.row_offsets + rows] * (4 * s.block_rows + 4);
+  const int64_t bytes =
+      s.block_rows == 0 ? s.planes * s.blocks * 16 : indices[s.row_offsets + rows] * (4 * s.block_rows + 4);
   const int64_t planes = s.planes * kWeightBytes / (bytes + 1);
   return planes < 1 ? 1 : planes < s.planes ? planes : s.planes;
 }
@@ -162,7 +162,8 @@ void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena) {
   });
 }
 
-// The arena of a call: the tensor that was given, if it is large enough and no other call has it; else memory of its own.
+// The arena of a call: the tensor that was given, if it is large enough and no other call has it; else memory of its
+// own.
 class Arena {
  public:
   Arena(Tensor& given, int64_t bytes) {
@@ -192,6 +193,24 @@ class Arena {
   uint8_t *data_ = nullptr, *owned_ = nullptr;
 };
 
+// The plan is for images of x's size, and gives outputs of the size asked for.
+void check_sizes(const Arguments& args, const Chain& chain, const Tensor& x, const std::vector<int64_t>& out_size) {
+  STD_TORCH_CHECK(chain.data.in_float || x.size(1) % 4 == 0, args.op(), ": x is int8 and has ", x.size(1),
+                  " channels, accepted is a multiple of 4");
+  for (int64_t i = 0; i < chain.count; ++i) {
+    const ChainStep& s = chain.steps[i];
+    const ChainKind kind = static_cast<ChainKind>(s.kind);
+    STD_TORCH_CHECK(kind != ChainKind::kLoad || (s.channels == x.size(1) && s.h == x.size(2) && s.w == x.size(3)),
+                    args.op(), ": x has shape ", shape_of(x), ", the plan accepts [N, ", s.channels, ", ", s.h, ", ",
+                    s.w, "]");
+    const bool average = kind == ChainKind::kAverage;
+    STD_TORCH_CHECK(
+        (kind != ChainKind::kStore && !average) ||
+            (s.channels == out_size[0] && (average ? 1 : s.h) == out_size[1] && (average ? 1 : s.w) == out_size[2]),
+        args.op(), ": out_size is not that of the plan");
+  }
+}
+
 Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices, const Tensor& floats,
                   Tensor arena, int64_t arena_bytes, int64_t late_steps, int64_t lanes,
                   const std::vector<int64_t>& out_size, ScalarType out_dtype) {
@@ -218,6 +237,7 @@ Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   chain.data.floats = args.vector<float>("floats", floats, ScalarType::Float, floats.numel());
   chain.data.in_float = x.scalar_type() == ScalarType::Float;
   chain.data.out_float = out_dtype == ScalarType::Float;
+  check_sizes(args, chain, x, out_size);
   const Tensor in = chain.data.in_float ? in_order(x) : in_nhwc(x);
   const int64_t n = x.size(0), unit = x.numel() / (n > 0 ? n : 1);
   chain.data.in = in.const_data_ptr();

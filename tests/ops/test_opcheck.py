@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import _native, ops
+from torchaccel.nn import _chain_plan
 from torchaccel.ops import blocks
+from torchaccel.ops.int8_chain import arena_bytes
 
 OPS = torch.ops.torchaccel
 NO_TILES = (None, None, None)
@@ -34,6 +37,16 @@ def _conv_tail(o: int, out: torch.dtype) -> tuple:
         [1, 2], [1, 1], [1, 1], *((1,) if o else ()), "relu", out,
         torch.ones(1) if int8 else None, torch.zeros(1, dtype=torch.int32) if int8 else None,
     )  # fmt: skip
+
+
+def _chain(size: tuple[int, int, int], n: int, dtype: torch.dtype, average: torch.dtype | None) -> tuple:
+    torch.manual_seed(0)
+    layers = Layer(channels=8, kernel=(3, 3), padding=(1, 1)), Layer(channels=6, pattern="1x4", dtype=torch.int8)
+    recipe = Recipe(layers, size, dtype, average=average)
+    plan = _chain_plan.build(make(recipe), size, dtype)
+    arena = torch.zeros(arena_bytes(plan.parts, n, torch.get_num_threads()), dtype=torch.uint8)
+    tensors = plan.steps, plan.values, plan.indices, plan.floats, arena
+    return images(recipe, n), *tensors, list(plan.parts), list(plan.out_size), plan.out_dtype
 
 
 def _cases() -> list[tuple[str, tuple]]:
@@ -88,6 +101,9 @@ def _cases() -> list[tuple[str, tuple]]:
         x = torch.randn(shape)
         geometry = [3, 3], [1, 2], [1, 1], [1, 1]
         cases.append(("sparse_conv2d", (x, values, columns, offsets, _rand(8), None, *geometry, "relu", *NO_TILES)))
+        for average in (None, torch.float32, torch.uint8):
+            cases.append(("int8_chain", _chain((c, h, w), n, torch.uint8, average)))
+            cases.append(("int8_chain", _chain((3, h, w), n, torch.float32, average)))
     return cases
 
 
@@ -101,7 +117,7 @@ def test_opcheck(name: str, arguments: tuple) -> None:
         fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
     for one, other in zip(*((r,) if isinstance(r, Tensor) else r for r in (real, fake)), strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-    if "conv" in name or "pool" in name:
+    if "conv" in name or "pool" in name or "chain" in name:
         assert real.stride() == torch.empty(real.shape, memory_format=torch.channels_last).stride()
 
 
@@ -111,7 +127,7 @@ def test_every_op_is_covered() -> None:
 
 NATIVE = (
     "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_linear_dynamic", "int8_conv2d",
-    "sparse_int8_conv2d", "int8_max_pool2d", "int8_avg_pool2d", "int8_add",
+    "sparse_int8_conv2d", "int8_max_pool2d", "int8_avg_pool2d", "int8_add", "int8_chain",
 )  # fmt: skip
 
 

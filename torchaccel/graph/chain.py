@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import fx
 
 from torchaccel.graph.trace import has_hooks, module_of
-from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8Chain, Int8Conv2d, Int8MaxPool2d, SparseInt8Conv2d
+from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8Chain, Int8Conv2d, SparseInt8Conv2d
 from torchaccel.nn.int8_chain import takes
 from torchaccel.nn.quantize import QuantizeInt8
 
@@ -75,7 +75,7 @@ def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
         body = fx.Graph()
         copies = {run[0].args[0]: body.placeholder("x")}
         for node in run:
-            copies[node] = body.node_copy(node, lambda n: copies[n])
+            copies[node] = body.node_copy(node, copies.__getitem__)
         body.output(copies[run[-1]])
         modules = {str(node.target): graph.get_submodule(str(node.target)) for node in run}
         name = f"chain_{run[0].name}"
@@ -92,11 +92,16 @@ def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
     graph.recompile()
 
 
+def _name_outside(chain: fx.Node, inner: fx.Node) -> str:
+    """The name of a layer where its chain is undone: behind that of the module which holds the chain."""
+    return f"{str(chain.target).rpartition('.')[0]}.{inner.target}".lstrip(".")
+
+
 def chained(graph: fx.GraphModule) -> list[str]:
     """The layers that run in chains, by the names that they have outside of them."""
-    chains = (module_of(graph, node) for node in graph.graph.nodes)
-    bodies = (c.body.graph.nodes for c in chains if isinstance(c, Int8Chain))
-    return [str(node.target) for nodes in bodies for node in nodes if node.op == "call_module"]
+    found = ((node, module_of(graph, node)) for node in graph.graph.nodes)
+    chains = ((node, held.body.graph.nodes) for node, held in found if isinstance(held, Int8Chain))
+    return [_name_outside(node, inner) for node, body in chains for inner in body if inner.op == "call_module"]
 
 
 def unchain(graph: fx.GraphModule) -> None:
@@ -105,14 +110,13 @@ def unchain(graph: fx.GraphModule) -> None:
         held = module_of(graph, node)
         if not isinstance(held, Int8Chain):
             continue
-        parent = str(node.target).rpartition(".")[0]
         copies = {next(n for n in held.body.graph.nodes if n.op == "placeholder"): node.args[0]}
         with graph.graph.inserting_before(node):
             for inner in held.body.graph.nodes:
                 if inner.op == "call_module":
-                    name = f"{parent}.{inner.target}".lstrip(".")
+                    name = _name_outside(node, inner)
                     graph.add_submodule(name, held.body.get_submodule(str(inner.target)))
-                    copies[inner] = graph.graph.node_copy(inner, lambda n: copies[n])
+                    copies[inner] = graph.graph.node_copy(inner, copies.__getitem__)
                     copies[inner].target = name
                 elif inner.op == "output":
                     node.replace_all_uses_with(copies[inner.args[0]])

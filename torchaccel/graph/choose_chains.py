@@ -56,7 +56,8 @@ def choose_chains(
     by_name = {choice.name: choice for choice in choices}
     try:
         with torch.no_grad():
-            found = runs(assemble(model, chosen | able))
+            whole = assemble(model, chosen | able)
+            found = runs(whole) if isinstance(whole, fx.GraphModule) else []
     except Exception:  # the model's own code may read what a layer lost; `choose` has said so already
         return chosen, list(choices), chained
     now = assemble(model, chosen)
@@ -64,7 +65,10 @@ def choose_chains(
         names = {str(node.target) for node in run} & able.keys()
         with_run = chosen | {name: able[name] for name in names}
         trial = assemble(model, with_run, chained | names)
-        result = _faster(now, trial, inputs)
+        try:
+            result = _faster(now, trial, inputs)
+        except ValueError:  # a layer refuses what it is handed, as an image without a batch; `choose` has said so too
+            result = None
         tick()
         if result is None:
             continue
@@ -78,4 +82,3 @@ def _in_chain(choice: Choice, form: nn.Module, layers: int, speedup: float, won:
     alone = choice.reason if won else f"alone {choice.reason.removeprefix('kept dense: ')}"
     reason = f"in a chain of {layers} layers, {speedup:.2f}x the model without it; {alone}"
     return replace(choice, chosen=kind(form), reason=reason)
-

@@ -35,12 +35,22 @@ MOST_STEPS = 1 << 30
 
 
 class UnplannableError(Exception):
-    """The layers have numbers that a chain does not hold."""
+    """The layers have numbers that a chain does not hold, or do not take such images; they say so themselves."""
+
+
+def _require(held: bool, why: str) -> None:
+    if not held:
+        raise UnplannableError(why)
 
 
 def byte_zero_point(range: InputRange) -> int:
     """The zero point as a chain keeps activations: in uint8, int8 with its sign bit flipped."""
     return range.zero_point + (128 if range.dtype == torch.int8 else 0)
+
+
+def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
+    assert module.output_scale is not None and module.output_zero_point is not None
+    return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
 
 
 @dataclass(eq=False)
@@ -161,8 +171,8 @@ def _padded_weight(module: Int8Conv2d) -> Tensor:
 
 
 class _Builder:
-    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], is_float: bool) -> None:
-        self.body, self.size, self.is_float = body, size, is_float
+    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self.body, self.size, self.dtype = body, size, dtype
         self.planes: list[_Plane] = []
         self.linked: list[tuple[_Plane, _Plane]] = []  # of one pitch
         self.entries: list[_Entry] = []
@@ -195,13 +205,14 @@ class _Builder:
 
     def load(self, range: InputRange) -> _Plane:
         """The tensor outside, as bytes; a second reader with the same range shares it."""
+        _require(self.dtype in (torch.float32, range.dtype), "x is int8 of another dtype")
         if range not in self.outside:
             c, h, w = self.size
             plane = self._plane(-(-c // 4), h, w, byte_zero_point(range))
             self.outside[range] = plane
             inverse = torch.reciprocal(torch.tensor([range.scale], dtype=torch.float32))
             floats = torch.cat([inverse, torch.tensor([-float(plane.zero_point), 255.0 - plane.zero_point])])
-            flip = not self.is_float and range.dtype == torch.int8
+            flip = self.dtype == torch.int8
             step = Step(
                 Kind.LOAD, planes=plane.planes, h=h, w=w, channels=c, flip=flip, zero_point=plane.zero_point,
                 floats=self._store(self.floats, floats, torch.float32),
@@ -222,6 +233,7 @@ class _Builder:
         """x as a window reads it: in phases where there is a stride; the taps as (phase, rows, columns); (OH, OW)."""
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         oh, ow = ((s + 2 * p - r - 1) // st + 1 for s, p, r, st in zip((x.h, x.w), pad, reach, stride, strict=True))
+        _require(min(oh, ow) > 0, "a window does not fit its input")
         if not copy and stride == (1, 1):
             x.reach(pad[0], pad[0], pad[1], pad[1])
             taps = [
@@ -257,18 +269,18 @@ class _Builder:
         return y, taps, (oh, ow)
 
     def _read_once(self) -> bool:
-        """Whether the tensor outside has a single reader in the body."""
-        placeholder = next(n for n in self.body.graph.nodes if n.op == "placeholder")
-        readers = list(placeholder.users)
+        """Whether the tensor outside has a single reader in the body, which takes it once."""
+        value = next(n for n in self.body.graph.nodes if n.op == "placeholder")
+        readers = list(value.users)
         if len(readers) == 1 and isinstance(self._module(readers[0]), QuantizeInt8):
-            readers = list(readers[0].users)
-        return len(readers) == 1
+            value, readers = readers[0], list(readers[0].users)
+        return len(readers) == 1 and readers[0].args.count(value) == 1
 
     def conv(self, m: Int8Conv, x: _Plane, residual: _Plane | None) -> _Plane:
         window = m.kernel_size, m.stride, m.padding, m.dilation
         x, taps, (oh, ow) = self._windowed(x, *window, x.zero_point, copy=False)
-        given, asked = m.input_range(), InputRange(float(m.output_scale), int(m.output_zero_point), m.output_dtype)
-        assert given is not None and m.output_scale is not None
+        given, asked = m.input_range(), _output_range(m)
+        assert given is not None and m.output_scale is not None and m.colsum is not None
         y = self._plane(-(-m.out_channels // 4), oh, ow, byte_zero_point(asked))
         self.linked.append((x, y))
         if residual is not None:
@@ -285,8 +297,8 @@ class _Builder:
         head = torch.cat([inverse, bounds, residual_scale])
         depth = m.in_channels * m.kernel_size[0] * m.kernel_size[1]
         most = 255.0 * 127.0 * depth * floats[0].abs() + floats[1].abs() + 255.0 * residual_scale
-        if not (most * inverse).max() < MOST_STEPS:
-            raise UnplannableError("a convolution's sums may lie too far outside of its output's range")
+        fits = bool((most * inverse).max() < MOST_STEPS)
+        _require(fits, "a convolution's sums may lie too far outside of its output's range")
         starts = torch.zeros(4 * y.planes, dtype=torch.int32)
         starts[: m.out_channels] = -byte_zero_point(given) * m.colsum
         step = Step(
@@ -318,6 +330,7 @@ class _Builder:
 
     def max_pool(self, m: Int8MaxPool2d, x: _Plane) -> _Plane:
         window = m.kernel_size, m.stride, m.padding, m.dilation
+        _require(all(2 * p <= k for p, k in zip(m.padding, m.kernel_size, strict=True)), "too much padding")
         copy = m.stride != (1, 1) or m.padding != (0, 0)
         source, taps, (oh, ow) = self._windowed(x, *window, 0 if copy else x.zero_point, copy)
         y = self._plane(x.planes, oh, ow, x.zero_point)
@@ -334,7 +347,7 @@ class _Builder:
         factor = torch.tensor(given.scale, dtype=torch.float32) * torch.reciprocal(count)
         inverse, zero_point, flip = torch.ones(()), 0, False
         if m.output_scale is not None:
-            asked = InputRange(float(m.output_scale), int(m.output_zero_point), m.output_dtype)
+            asked = _output_range(m)
             inverse, flip = torch.reciprocal(m.output_scale.float())[0], asked.dtype == torch.int8
             zero_point = byte_zero_point(asked)
         bounds = [torch.tensor(float(-zero_point)), torch.tensor(255.0 - zero_point)]
@@ -378,15 +391,28 @@ class _Builder:
                     x, (c, dtype) = self.load(given), (self.size[0], given.dtype)
                 else:
                     x, (c, dtype) = self.value_of[source], channels[source]
+                if not isinstance(m, Int8MaxPool2d):
+                    given = m.input_range()  # type: ignore[operator]
+                    same = dtype == given.dtype and x.zero_point == byte_zero_point(given)
+                    _require(same, "a layer has another range than what it reads")
                 if isinstance(m, Int8AdaptiveAvgPool2d):
                     self.average(m, x, c)
                 elif isinstance(m, Int8MaxPool2d):
                     self.value_of[node], channels[node] = self.max_pool(m, x), (c, dtype)
                 else:
                     assert isinstance(m, Int8Conv)
+                    _require(m.in_channels == c, "a convolution reads other channels")
                     residual = self.value_of[node.args[1]] if len(node.args) > 1 else None
-                    self.value_of[node] = self.conv(m, x, residual)
+                    self.value_of[node] = y = self.conv(m, x, residual)
                     channels[node] = m.out_channels, m.output_dtype
+                    if residual is not None:
+                        self._check_residual(m, y, residual, *channels[node.args[1]])
+
+    def _check_residual(self, m: Int8Conv, y: _Plane, residual: _Plane, channels: int, dtype: torch.dtype) -> None:
+        _require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
+        assert m.residual_zero_point is not None
+        zero_point = int(m.residual_zero_point) + (128 if dtype == torch.int8 else 0)
+        _require(zero_point == residual.zero_point, "a residual has another range")
 
     # The layout.
 
@@ -501,12 +527,15 @@ class _Builder:
         )
 
 
-def build(body: fx.GraphModule, size: tuple[int, int, int], is_float: bool, lanes: int) -> Plan:
+def build(body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype, lanes: int) -> Plan:
     """The plan of a chain's layers for images [C, H, W], which come as floats or as the first layer's int8.
 
     Args:
         lanes: how many images a thread has at a time.
+
+    Raises:
+        UnplannableError: numbers that a chain does not hold, or images that the layers refuse.
     """
-    builder = _Builder(body, size, is_float)
+    builder = _Builder(body, size, dtype)
     builder.walk()
     return builder.finish(lanes)

@@ -67,11 +67,12 @@ class Int8Chain(nn.Module):
 
     def plan(self, x: Tensor, lanes: int) -> _chain_plan.Plan | None:
         """The plan for images of the size of x, `lanes` of which a thread takes together, or None if there is none."""
-        key = tuple(x.shape[1:]), x.dtype, lanes
+        _, c, h, w = x.shape
+        key = (c, h, w), x.dtype, lanes
         plan = self._plans.get(key)
         if plan is None and key not in self._plans:
             with contextlib.suppress(_chain_plan.UnplannableError):
-                plan = _chain_plan.build(self.body, key[0], x.is_floating_point(), lanes)
+                plan = _chain_plan.build(self.body, *key)
                 for other in self._plans.values():  # the weights are the same for all sizes
                     if other is not None and torch.equal(other.values, plan.values):
                         plan.values = other.values

@@ -229,6 +229,21 @@ def supports(device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"chains run on the CPU, on {device.type} layers hand on NHWC"
 
 
+def _check_sizes(x: Tensor, plan: Tensor, late_steps: int, lanes: int, out_size: Sequence[int]) -> None:
+    """Check that a plan is for images of x's size, and gives outputs of the size asked for."""
+    if not 0 <= late_steps <= plan.shape[0] or lanes < 1:
+        accepted = f"0 to {plan.shape[0]} and at least 1"
+        _check.fail(OP, f"late_steps and lanes are {late_steps} and {lanes}, accepted are {accepted}")
+    if not x.is_floating_point() and x.shape[1] % 4:
+        _check.fail(OP, f"x is {x.dtype} and has {x.shape[1]} channels, accepted is a multiple of 4")
+    for s in (Step(*ints) for ints in plan.tolist()):
+        if s.kind == Kind.LOAD and (s.channels, s.h, s.w) != tuple(x.shape[1:]):
+            _check.fail(OP, f"x has shape {tuple(x.shape)}, the plan accepts [N, {s.channels}, {s.h}, {s.w}]")
+        made = {Kind.AVERAGE: (s.channels, 1, 1), Kind.STORE: (s.channels, s.h, s.w)}.get(Kind(s.kind))
+        if made is not None and made != tuple(out_size):
+            _check.fail(OP, f"out_size is {tuple(out_size)}, the plan gives {made}")
+
+
 def int8_chain(
     x: Tensor,
     plan: Tensor,
@@ -282,6 +297,9 @@ def int8_chain(
             ("arena", arena, torch.uint8),
         ):
             _check.dtype_in(OP, name, tensor.dtype, (dtype,))
+            if name != "plan" and tensor.dim() != 1:
+                _check.fail(OP, f"{name} has shape {tuple(tensor.shape)}, accepted is one dimension")
+        _check_sizes(x, plan, late_steps, lanes, out_size)
         _check.device_of(OP, x, plan=plan, values=values, indices=indices, floats=floats, arena=arena)
 
     def call(op: Callable) -> Tensor:

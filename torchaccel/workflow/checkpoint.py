@@ -153,7 +153,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model, cast, graphs = _bare(model)
     model, chains = _unchained(model)
     stored, aliases = _compact(model.state_dict())
-    metadata = json.dumps(_describe(model) | {"aliases": aliases, "cast": cast, "cuda_graphs": graphs, "chains": chains})
+    metadata = json.dumps(
+        _describe(model) | {"aliases": aliases, "cast": cast, "cuda_graphs": graphs, "chains": chains}
+    )
     with replacing(path) as temporary:
         save_file(stored, temporary, {KEY: metadata})
 
@@ -186,7 +188,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             if layer["kind"] not in LAYERS:
                 raise ValueError(f"layer {name!r} is of the kind {layer['kind']!r}, accepted are {', '.join(LAYERS)}")
             dict(layer["config"])
-        dict(metadata["aliases"]), list(metadata["inputs"]), set(metadata.get("chains", ()))
+        dict(metadata["aliases"]), list(metadata["inputs"])
+        chains = metadata.get("chains", [])
+        if not isinstance(chains, list) or not all(isinstance(name, str) for name in chains):
+            raise ValueError(f"chains is {chains!r}, accepted is a list of names of layers")
         if (cast := metadata.get("cast")) is not None and cast["dtype"] not in _CASTS:
             raise ValueError(f"it is cast to {cast['dtype']!r}, accepted are {', '.join(map(str, _CASTS))}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

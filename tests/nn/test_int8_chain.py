@@ -1,0 +1,130 @@
+"""Int8Chain gives what its layers give, to the bit: on every instruction set, in any number of threads."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.nn.chain_bodies import Layer, Recipe, images, make, recipes, running_on
+from torchaccel import _native
+from torchaccel.nn import Int8Chain, _chain_plan
+from torchaccel.ops.int8_chain import _reference
+
+CASES = settings(max_examples=250, deadline=None, derandomize=True)
+ISAS = _native.isas_available() or ("reference",)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "gaps":
+        wide = x.new_ones(*x.shape[:-1], 2 * x.shape[-1] + 1)
+        wide[..., : 2 * x.shape[-1] : 2] = x
+        return wide[..., : 2 * x.shape[-1] : 2]
+    return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+
+
+def equal(y: Tensor, expected: Tensor) -> None:
+    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+    assert y.stride() == torch.empty(y.shape, memory_format=torch.channels_last).stride()
+    assert torch.equal(y, expected), f"{(y != expected).sum()} of {y.numel()} differ"
+
+
+def by_reference(chain: Int8Chain, x: Tensor) -> Tensor:
+    p = chain.plan(x)
+    assert p is not None
+    return _reference(x, p.steps, p.values, p.indices, p.floats, p.arena, p.parts, p.out_size, p.out_dtype)
+
+
+@CASES
+@given(
+    recipe=recipes(), n=st.integers(1, 9), threads=st.integers(1, 3), late=st.sampled_from([0, 500, 1 << 18]),
+    layout=st.sampled_from(["nchw", "channels_last", "gaps"]), finite=st.booleans(),
+)  # fmt: skip
+def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: str, finite: bool) -> None:
+    body = make(recipe)
+    x = images(recipe, n, finite)
+    with mock.patch.object(_chain_plan, "LATE_BYTES", late), torch.no_grad():
+        chain, expected = Int8Chain(body), body(x)
+        assert chain.plan(x) is not None
+        equal(by_reference(chain, x[:1]), expected[:1])
+        for isa in ISAS:
+            with running_on(isa, threads):
+                equal(chain(laid_out(x, layout)), expected)
+
+
+# A residual network's parts in one, larger than the random bodies: several tiles, every kind of step.
+NET = (
+    Layer(channels=24, kernel=(7, 7), stride=(2, 2), padding=(3, 3)),
+    Layer(pool=True, kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    Layer(channels=16, pattern="1x4", dtype=torch.int8),
+    Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
+    Layer(back=0, residual=True, channels=24),
+    Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="1x4", dtype=torch.int8),
+    Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, dtype=torch.int8),
+    Layer(kernel=(3, 3), padding=(2, 2), dilation=(2, 2), back=1, residual=True, activation="relu6", coarse=6),
+    Layer(channels=30, pattern="unstructured"),
+)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("average", [None, torch.float32, torch.int8])
+def test_a_residual_network(isa: str, average: torch.dtype | None) -> None:
+    recipe = Recipe(NET, (3, 61, 75), average=average)
+    body = make(recipe)
+    chain = Int8Chain(body)
+    for n, threads in ((1, 1), (1, 2), (1, 3), (2, 2), (5, 2), (7, 3)):
+        x = images(recipe, n)
+        with running_on(isa, threads), torch.no_grad():
+            equal(chain(x), body(x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", ["dense", "1x4", "4x4"])
+def test_layers_whose_weights_do_not_fit_the_cache(isa: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Over 256 KB of kept weights, so that a part of the output channels at a time serves several images.
+    wide = Layer(channels=192, kernel=(3, 3), padding=(1, 1), pattern=pattern, density=0.9)
+    recipe = Recipe((Layer(channels=192), wide, wide, Layer(channels=8)), (8, 11, 17))
+    body = make(recipe)
+    chain = Int8Chain(body)
+    plan = chain.plan(images(recipe, 1))
+    assert plan is not None and plan.parts[2] == 2, "the wide layers come late"
+    for n, threads in ((1, 1), (1, 2), (3, 1), (10, 1), (5, 2), (9, 3)):
+        x = images(recipe, n)
+        with running_on(isa, threads), torch.no_grad():
+            equal(chain(x), body(x))
+
+
+@pytest.mark.parametrize("ranges", [(0, 0), (0, 1), (1, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_several_layers_read_the_tensor_outside(ranges: tuple[int, int], dtype: torch.dtype, stride: int) -> None:
+    # With one range they share what is loaded, with two they do not.
+    first = Layer(kernel=(3, 3), stride=(stride, stride), padding=(1, 1))
+    shortcut = Layer(back=9, stride=(stride, stride), residual=True)
+    recipe = Recipe((first, shortcut), (12, 15, 22), dtype, ranges=ranges)
+    body, x = make(recipe), images(recipe, 3)
+    assert len(next(iter(body.graph.nodes)).users) == 2
+    chain = Int8Chain(body)
+    loads = chain.plan(x).steps[:, 0].tolist().count(0)  # type: ignore[union-attr]
+    assert loads == len(set(ranges))
+    for isa in ISAS:
+        with running_on(isa, 2), torch.no_grad():
+            equal(chain(x), body(x))
+            equal(by_reference(chain, x), body(x))
+
+
+def test_a_layer_that_adds_what_it_reads() -> None:
+    # A stride that pads so much that the output is as large as the input; the quantized tensor is read twice by it.
+    recipe = Recipe((Layer(stride=(2, 2), padding=(1, 1)), Layer()), (8, 3, 3), quantize=True)
+    body, x = make(recipe), images(recipe, 2)
+    first = next(node for node in body.graph.nodes if node.target == "layer1")
+    made, read = body.get_submodule("layer1"), body.get_submodule("layer0").input_range
+    made.set_residual(read.scale, read.zero_point)  # type: ignore[union-attr, operator]
+    first.args = first.args * 2
+    body.recompile()
+    with torch.no_grad():
+        equal(Int8Chain(body)(x), body(x))

@@ -1,0 +1,179 @@
+"""Int8Chain as a module: its memory, its copies, what it leaves to its layers, autograd and torch.compile."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.nn.chain_bodies import Layer, Recipe, images, make, running_on
+from torchaccel import _native
+from torchaccel.nn import Int8Chain, Int8MaxPool2d, _chain_plan
+from torchaccel.nn.int8_chain import takes
+
+BLOCK = (
+    Layer(channels=16, pattern="1x4"),
+    Layer(channels=12, kernel=(3, 3), padding=(1, 1), stride=(2, 2)),
+    Layer(channels=16, back=1, stride=(2, 2), activation="none", dtype=torch.int8),
+    Layer(channels=16, back=1, residual=True),
+)
+FLOATS = Recipe(BLOCK, average=torch.float32)
+
+
+def same(chain: torch.nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        expected = chain.body(x)
+        y = chain(x)
+    assert y.dtype == expected.dtype and torch.equal(y, expected)
+
+
+def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch() -> None:
+    chain = Int8Chain(make(FLOATS))
+    with running_on(_native.isa() or "", 2):
+        same(chain, images(FLOATS, 1))
+        plan = chain.plan(images(FLOATS, 1))
+        assert plan is not None
+        first = plan.arena
+        same(chain, images(FLOATS, 1))
+        assert plan.arena is first and chain.plan(images(FLOATS, 7)) is plan
+        same(chain, images(FLOATS, 7))
+        assert plan.arena.numel() > first.numel()
+        larger = plan.arena
+        for n in (7, 1, 3):
+            same(chain, images(FLOATS, n))
+        assert plan.arena is larger
+        assert not _native.isa() or int(plan.arena.any()), "the kernel works in this memory"
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_two_python_threads_call_one_chain(n: int) -> None:
+    chain = Int8Chain(make(FLOATS))
+    xs = [images(FLOATS, n) + i for i in range(8)]
+    with torch.no_grad():
+        expected = [chain.body(x) for x in xs]
+
+    def call(i: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(chain(xs[j % 8]), expected[j % 8]) for j in range(i, i + 40))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(8)))
+
+
+def test_plans_of_the_last_sizes_are_kept() -> None:
+    chain = Int8Chain(make(FLOATS))
+    for width in (*range(5, 15), 5):
+        for _ in range(2):
+            same(chain, torch.randn(2, 8, 9, width))
+    assert [size[2] for size, _ in chain._plans] == [*range(8, 15), 5]
+
+
+def test_copies_hold_no_plans_and_give_the_same() -> None:
+    chain, x = Int8Chain(make(FLOATS)), images(FLOATS, 3)
+    with torch.no_grad():
+        y = chain(x)
+        for copied in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
+            assert not copied._plans and copied.body is not chain.body
+            assert torch.equal(copied(x), y)
+    chain.to(torch.device("cpu"))
+    assert not chain._plans, "weights may have moved"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "x"),
+    [
+        (FLOATS, torch.randn(2, 8, 9, 10).half()),
+        (FLOATS, torch.randn(2, 8, 9, 10).bfloat16()),
+        (FLOATS, torch.randn(0, 8, 9, 10)),
+        (Recipe(BLOCK, (6, 5, 5), torch.uint8), torch.randint(0, 256, (2, 6, 5, 5), dtype=torch.uint8)),
+    ],
+)
+def test_what_has_no_plan_runs_layer_by_layer(recipe: Recipe, x: Tensor) -> None:
+    chain = Int8Chain(make(recipe))
+    same(chain, x)
+    assert not chain._plans
+
+
+def test_sums_that_no_int32_holds_run_layer_by_layer() -> None:
+    body, x = make(FLOATS), images(FLOATS, 2)
+    chain = Int8Chain(body)
+    body.get_submodule("layer1").bias[3] = 3e30  # type: ignore[index]
+    with pytest.raises(_chain_plan.UnplannableError, match="too far"):
+        _chain_plan.build(body, (8, 9, 10), torch.float32)
+    same(chain, x)
+    assert list(chain._plans.values()) == [None]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "x", "says"),
+    [
+        (FLOATS, torch.randn(2, 12, 9, 10), r"\(2, 12, 9, 10\), accepted is \[N, 8, H, W\]"),
+        (FLOATS, torch.randn(2, 3, 9, 10), r"\(2, 3, 9, 10\), accepted is \[N, 8, H, W\]"),
+        (FLOATS, torch.randn(8, 9, 10), r"\(8, 9, 10\), accepted is"),
+        (FLOATS, torch.randn(1, 8, 9, 10).double(), "torch.float64"),
+        (Recipe(BLOCK, (8, 5, 5), torch.uint8), torch.zeros(1, 8, 5, 5, dtype=torch.int8), "x is torch.int8"),
+        (Recipe((Layer(kernel=(3, 3)),) * 2), torch.randn(1, 8, 4, 9), "does not fit an input of"),
+        (Recipe((Layer(), Layer(pool=True, kernel=(3, 3)))), torch.randn(1, 8, 2, 9), "does not fit"),
+    ],
+)
+def test_bad_input_is_refused_as_by_the_layers(recipe: Recipe, x: Tensor, says: str) -> None:
+    chain = Int8Chain(make(recipe))
+    for call in (chain.body.forward, chain):
+        with pytest.raises(ValueError, match=says):
+            call(x)
+
+
+def test_layers_that_were_not_connected_have_no_plan() -> None:
+    for role in ("input", "residual"):
+        body = make(FLOATS)
+        layer = body.get_submodule("layer3")
+        getattr(layer, f"{role}_zero_point").add_(1)
+        with pytest.raises(_chain_plan.UnplannableError, match="range"):
+            _chain_plan.build(body, (8, 9, 10), torch.float32)
+        same(Int8Chain(body), images(FLOATS, 2))
+
+
+def test_a_backward_pass_says_that_there_is_none() -> None:
+    chain, x = Int8Chain(make(FLOATS)), images(FLOATS, 2).requires_grad_()
+    y = chain(x)
+    with torch.no_grad():
+        assert torch.equal(y, chain(x))
+    with pytest.raises(RuntimeError, match="inference-only"):
+        y.sum().backward()
+
+
+def test_memory_made_in_inference_mode_serves_outside_of_it() -> None:
+    chain, x = Int8Chain(make(FLOATS)), images(FLOATS, 2)
+    with torch.inference_mode():
+        expected = chain(x)
+    assert torch.equal(chain(x), expected)
+    assert torch.equal(chain(x.requires_grad_()), expected)
+
+
+def test_it_compiles() -> None:
+    model = torch.nn.Sequential(Int8Chain(make(FLOATS)), torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for n in (2, 5):
+            x = images(FLOATS, n)
+            torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_which_layers_a_chain_takes() -> None:
+    conv = make(FLOATS).get_submodule("layer1")
+    assert takes(conv) and takes(Int8MaxPool2d(2)) and not takes(Int8MaxPool2d(2, ceil_mode=True))
+    conv.set_float()  # type: ignore[operator]
+    assert not takes(conv) and takes(conv, connected=False)
+    conv.activation = "gelu"  # type: ignore[assignment]
+    assert not takes(conv, connected=False)
+
+
+def test_its_words() -> None:
+    chain = Int8Chain(make(FLOATS))
+    assert "layers=5" in repr(chain)
+    assert "cuda" in str(chain.unsupported(torch.device("cuda")))
+    assert (chain.unsupported(torch.device("cpu")) is None) == (_native.isa() is not None)

@@ -1,0 +1,86 @@
+"""int8_chain: bad input is named, by kernel and reference; memory that is too small or taken does not matter.
+
+That its numbers are right is tested in tests/nn/test_int8_chain.py, where plans are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from tests.nn.chain_bodies import Layer, Recipe, images, make
+from torchaccel import ops
+from torchaccel.nn import _chain_plan
+from torchaccel.ops import _library
+from torchaccel.ops.int8_chain import STEP_INTS, TOGETHER, Step, arena_bytes, supports
+
+RECIPE = Recipe((Layer(channels=8, kernel=(3, 3)), Layer(channels=6)), (8, 6, 7), torch.uint8)
+X = images(RECIPE, 2)
+BODY = make(RECIPE)
+
+
+def arguments(**changed: object) -> dict:
+    plan = _chain_plan.build(BODY, RECIPE.size, RECIPE.dtype)
+    names = ("values", "indices", "floats", "arena", "parts", "out_size", "out_dtype")
+    return {"x": X, "plan": plan.steps} | {name: getattr(plan, name) for name in names} | changed
+
+
+@pytest.mark.parametrize("route", ["kernel", "reference"])
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"x": X.to(torch.int32)}, "x is torch.int32"),
+        ({"x": X[0]}, r"x has shape \(8, 6, 7\), accepted is \[N, C, H, W\]"),
+        ({"x": X[:, :, :5]}, r"x has shape \(2, 8, 5, 7\), the plan accepts \[N, 8, 6, 7\]"),
+        ({"x": torch.ones(2, 12, 6, 7, dtype=torch.uint8)}, r"the plan accepts \[N, 8, 6, 7\]"),
+        ({"x": torch.ones(2, 6, 6, 7, dtype=torch.uint8)}, "has 6 channels, accepted is a multiple of 4"),
+        ({"plan": torch.zeros(3, STEP_INTS - 1, dtype=torch.int64)}, "plan has shape"),
+        ({"plan": torch.zeros(STEP_INTS, dtype=torch.int64)}, "plan has shape"),
+        ({"plan": torch.zeros(3, STEP_INTS)}, "plan is torch.float32"),
+        ({"values": torch.zeros(3)}, "values is torch.float32"),
+        ({"values": torch.zeros(3, 1, dtype=torch.int8)}, r"values has shape \(3, 1\)"),
+        ({"indices": torch.zeros(3)}, "indices is torch.float32"),
+        ({"floats": torch.zeros(3, dtype=torch.int8)}, "floats is torch.int8"),
+        ({"arena": torch.zeros(3)}, "arena is torch.float32"),
+        ({"parts": (64, 64)}, r"parts is \(64, 64\)"),
+        ({"parts": (-64, 64, 0)}, r"parts is \(-64, 64, 0\)"),
+        ({"parts": (64, 64, 99)}, "the first late of 4 steps"),
+        ({"out_size": (6, 4)}, r"out_size is \(6, 4\), the plan gives \(6, 4, 5\)"),
+        ({"out_size": (6, 5, 5)}, r"out_size is \(6, 5, 5\)"),
+        ({"out_dtype": torch.float64}, "out_dtype is torch.float64"),
+    ],
+)
+def test_bad_input(changed: dict, says: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if route == "reference":
+        monkeypatch.setattr(_library, "_native_checks", lambda op, device_type: False)
+    with pytest.raises(ValueError, match=f"int8_chain: .*{says}"):
+        ops.int8_chain(**arguments(**changed))
+
+
+def test_memory_that_is_too_small_or_taken() -> None:
+    given = arguments()
+    expected = ops.int8_chain(**given)
+    size = arena_bytes(given["parts"], 2, torch.get_num_threads())
+    for arena in (torch.zeros(size, dtype=torch.uint8), torch.zeros(size + 13, dtype=torch.uint8)[13:]):
+        for _ in range(2):
+            assert torch.equal(ops.int8_chain(**given | {"arena": arena}), expected)
+    taken = torch.ones(size, dtype=torch.uint8)
+    assert torch.equal(ops.int8_chain(**given | {"arena": taken}), expected)
+    assert int((taken != 1).sum()) < 4, "another call works in this memory, behind the word that says so"
+    with torch.no_grad():
+        assert torch.equal(expected, BODY(X))
+
+
+def test_how_much_memory_a_call_takes() -> None:
+    parts = 640, 64, 1
+    assert [arena_bytes(parts, n, 2) - 128 for n in (1, 2, 3, 4, 99)] == [704, 1408, 1408, 1536, 2 * (640 + 8 * 64)]
+    assert TOGETHER == 8 and len(fields(Step)) == STEP_INTS
+
+
+def test_where_it_runs() -> None:
+    assert supports(torch.device("cpu")) is None
+    assert "cuda" in str(supports(torch.device("cuda")))
+    x = images(Recipe((), (8, 6, 7)), 2)
+    assert torch.equal(ops.int8_chain(**arguments(x=x[:0].to(torch.uint8))), torch.empty(0, 6, 4, 5, dtype=torch.uint8))
