@@ -76,5 +76,5 @@ def test_every_pattern_can_be_asked_for(pattern: str) -> None:
 
 def test_bad_sparsity_is_told() -> None:
     assert bench_model.sparsity_of("none") is None
-    with pytest.raises(argparse.ArgumentTypeError, match="'5x5:0.5': Sparsity: pattern is '5x5', accepted are"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'5x5:0.5': Sparsity: pattern is '5x5', accepted are"):
         bench_model.sparsity_of("5x5:0.5")
