@@ -28,7 +28,7 @@ INT8 = {"static": ta.Int8Static(), "dynamic": ta.Int8Dynamic(), "none": None}
 
 def sparsity_of(text: str) -> ta.Sparsity | None:
     """`pattern:amount` of any pattern of `Sparsity`, or none."""
-    pattern, _, amount = text.partition(":")
+    pattern, _, amount = text.rpartition(":")
     try:
         return None if text == "none" else ta.Sparsity(pattern, float(amount))
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+import bench_model
 import model_costs
+import torchaccel as ta
 from models import MODELS
+from torchaccel.compress.patterns import PATTERNS
 
 # Parameters of torchvision 0.25's networks with 1000 classes.
 PARAMETERS = {"resnet18": 11689512, "resnet50": 25557032, "mobilenet_v2": 3504872, "vgg16": 138357544}
@@ -63,3 +67,14 @@ def test_overhead_is_the_time_outside_of_operators() -> None:
     x = torch.randn(4, 64, 56, 56)
     assert 0.35 < model_costs.overhead(Half(), (x,))["outside_share"] < 0.65
     assert model_costs.overhead(Half().conv, (x,))["outside_share"] < 0.3
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_pattern_can_be_asked_for(pattern: str) -> None:
+    assert bench_model.sparsity_of(f"{pattern}:0.5") == ta.Sparsity(pattern, 0.5)
+
+
+def test_bad_sparsity_is_told() -> None:
+    assert bench_model.sparsity_of("none") is None
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'5x5:0.5': Sparsity: pattern is '5x5', accepted are"):
+        bench_model.sparsity_of("5x5:0.5")
