@@ -16,35 +16,29 @@ def main() -> None:
     bench = Bench("int8_linear_weight_only", "oneDNN float32 prepacked", cold=True)
     for m, n, k in SHAPES:
         x, bias, scale = torch.randn(m, k), torch.randn(n), torch.rand(n) * 0.01
-        half = x.to(torch.bfloat16)
+        halves = x.to(torch.bfloat16), bias.to(torch.bfloat16), scale.to(torch.bfloat16)
 
         def float32(w, x=x, bias=bias):
             return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
 
-        def bfloat16(w, x=half, bias=bias.to(torch.bfloat16)):
+        def bfloat16(w, x=halves[0], bias=halves[1]):
             return F.linear(x, w, bias)
 
-        def torch_int8(w, x=half, scale=scale.to(torch.bfloat16)):
+        def torch_int8(w, x=halves[0], scale=halves[2]):
             return torch.ops.aten._weight_int8pack_mm(x, w, scale)
 
         def ours(w, x=x, bias=bias, scale=scale):
             return ops.int8_linear_weight_only(x, w[0], scale, bias, packed=w[1])
 
-        def weight() -> torch.Tensor:
-            return torch.randint(-127, 128, (n, k), dtype=torch.int8)
-
-        def packed(make=weight) -> tuple:
-            b = make()
-            return b, ops.pack_weight_only(b)
-
-        copies = bench.copies(n * k)
+        weights = [torch.randint(-127, 128, (n, k), dtype=torch.int8) for _ in range(bench.copies(n * k))]
         reordered = torch.ops.mkldnn._reorder_linear_weight
+        packed = [(b, ops.pack_weight_only(b)) for b in weights]
         steps = {
-            "oneDNN": rotated(float32, [reordered(weight().float(), m) for _ in range(copies)]),
-            "bfloat16": rotated(bfloat16, [weight().to(torch.bfloat16) for _ in range(copies)]),
-            "torch int8, bfloat16": rotated(torch_int8, [weight() for _ in range(copies)]),
-            "int8": rotated(ours, [packed() for _ in range(copies)]),
-            "int8, bfloat16": rotated(lambda w, f=ours, x=half: f(w, x), [packed() for _ in range(copies)]),
+            "oneDNN": rotated(float32, [reordered(b.float(), m) for b in weights]),
+            "bfloat16": rotated(bfloat16, [b.to(torch.bfloat16) for b in weights]),
+            "torch int8, bfloat16": rotated(torch_int8, weights),
+            "int8": rotated(ours, packed),
+            "int8, bfloat16": rotated(lambda w, f=ours, x=halves[0]: f(w, x), packed),
         }
         bench.row(f"M={m} N={n} K={k}", n * k / 1e9, "GB/s of int8", steps)
     bench.finish()

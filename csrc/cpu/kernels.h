@@ -33,7 +33,7 @@ struct Input {
   int64_t zero_point_step;    // 1: one per image, 0: one for all
 
   int64_t rows() const { return n * oh * ow; }
-  bool is_thin() const { return n <= kThinRows && h * w * kh * kw == 1 && group_channels == c; }
+  bool is_thin() const { return n <= kThinRows && h * w * kh * kw == 1 && pad_h + pad_w == 0 && group_channels == c; }
   int64_t depth() const { return kh * kw * group_channels; }
   int64_t depth4() const { return (depth() + 3) / 4; }
   int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }

@@ -190,3 +190,13 @@ def test_indices_are_checked(pattern: str) -> None:
         wrong[change[0]] = change[1]
         with pytest.raises(RuntimeError, match="row_offsets must rise"):
             ops.sparse_int8_conv2d(case.a, values, columns, wrong, (3, 3), **one)
+
+
+def test_one_pixel_with_padding(isa: str) -> None:
+    # Looks like a matrix of few rows, but has more output pixels than input pixels.
+    a, b = integers((2, 8, 1, 1), torch.uint8, 31), integers((20, 8, 1, 1), torch.int8, 32)
+    kw = {"scale_a": torch.tensor([0.5]), "scale_b": torch.ones(20), "zero_point": torch.tensor([7], dtype=torch.int32)}
+    got = ops.int8_conv2d(a, b, padding=(1, 2), **kw)
+    inside = ops.int8_linear(a.flatten(1), b.flatten(1), **kw)
+    assert got.shape == (2, 20, 3, 5) and torch.equal(got[:, :, 1, 2], inside)
+    assert int((got != 0).sum()) == int((inside != 0).sum())

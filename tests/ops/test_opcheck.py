@@ -75,7 +75,9 @@ def _cases() -> list[tuple[str, tuple]]:
             cases.append(
                 ("int8_linear_dynamic", (x, *arguments[1:3], *arguments[4:5], None, "relu", torch.uint8, *tail))
             )
-        cases.append(("int8_linear_weight_only", (torch.randn(2, m, 10), _int(6, 10), _rand(6), None, "none", None)))
+        b = _int(6, 10)
+        arguments = (torch.randn(2, m, 10), b, _rand(6), None, "none", ops.pack_weight_only(b))
+        cases.append(("int8_linear_weight_only", arguments))
     for shape in SIZES:
         a = _int(*shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         window = [min(2, s) for s in shape[2:]]
@@ -126,8 +128,9 @@ def test_every_op_is_covered() -> None:
 
 
 NATIVE = (
-    "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_linear_dynamic", "int8_conv2d",
-    "sparse_int8_conv2d", "int8_max_pool2d", "int8_avg_pool2d", "int8_add", "int8_chain",
+    "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_linear_dynamic",
+    "int8_linear_weight_only", "int8_conv2d", "sparse_int8_conv2d", "int8_max_pool2d", "int8_avg_pool2d", "int8_add",
+    "int8_chain",
 )  # fmt: skip
 
 

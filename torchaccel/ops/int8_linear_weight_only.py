@@ -61,7 +61,7 @@ def pack_weight_only(b: Tensor) -> Tensor | None:
     if not has_kernel(OP, b.device):
         return None
     n, k = b.shape
-    lanes = F.pad(b, (0, 0, 0, -n % _LANES)).view(-1, _LANES, k)
+    lanes = F.pad(b, (0, 0, 0, -n % _LANES)).view((n + _LANES - 1) // _LANES, _LANES, k)
     return lanes.transpose(1, 2).contiguous()  # [N / 16, K, 16]
 
 
