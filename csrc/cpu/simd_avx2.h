@@ -5,6 +5,7 @@
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
 constexpr int kVectorBytes = 32;  // of one register
 constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
+constexpr int kRowsAtOnce = 1;    // of sparse float rows, 6 accumulators of two registers each
 
 struct I32 {
   __m256i lo, hi;
@@ -113,6 +114,29 @@ TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
   const I32 biased = i32_add(n, i32_splat(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(biased.lo, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(biased.hi, 23))};
 }
+
+// The first n floats, 1 to 16; the others are zero, and are not touched.
+TORCHACCEL_INLINE __m256i first_n(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) {
+  return {_mm256_maskload_ps(p, first_n(n)), _mm256_maskload_ps(p + 8, first_n(n - 8))};
+}
+TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) {
+  _mm256_maskstore_ps(p, first_n(n), a.lo);
+  _mm256_maskstore_ps(p + 8, first_n(n - 8), a.hi);
+}
+// p[0], p[2] .. p[30] of 32 floats.
+TORCHACCEL_INLINE __m256 even8(const float* p) {
+  const __m256 mixed = _mm256_shuffle_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), 0x88);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
+}
+TORCHACCEL_INLINE F32 f32_load_even(const float* p) { return {even8(p), even8(p + 16)}; }
+
+// Four weights, and one of them in every lane.
+using Quad = const float*;
+TORCHACCEL_INLINE Quad quad_load(const float* p) { return p; }
+TORCHACCEL_INLINE F32 quad_splat(Quad q, int i) { return f32_splat(q[i]); }
 
 #ifdef TORCHACCEL_VNNI
 
