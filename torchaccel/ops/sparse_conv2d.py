@@ -91,7 +91,7 @@ def pack_sparse(
 ) -> _tiles.Packed | None:
     """Lay out compressed weights for the kernel of their device.
 
-    The CPU kernel takes float32: single nonzeros, or, where blocks are a multiple of 4 rows high, columns of 4 rows. The
+    The CPU kernel takes float32: single nonzeros, or columns of 4 rows where blocks are a multiple of that high. The
     CUDA kernel skips tiles of zeros and uses 2:4, whatever the blocks.
 
     Args:
