@@ -47,7 +47,7 @@ def set_tiles(module: nn.Module, made: _tiles.Packed | None) -> None:
 
 def why_no_gain(packed: Tensor | None, tile_columns: Tensor | None) -> str | None:
     """Why a CUDA kernel takes as long for these pruned weights as for dense ones, or None; None on a CPU as well."""
-    if packed is None or packed.device.type == "cpu" or tile_columns is not None or _tiles.holds_two_four(packed):
+    if packed is None or packed.dtype != torch.int8 or tile_columns is not None or _tiles.holds_two_four(packed):
         return None
     return "its zeros leave no tile of 64 x 64 empty and are not 2:4, which is what CUDA kernels skip"
 

@@ -102,9 +102,7 @@ def pack_sparse(
         What the arguments `packed`, `tile_columns` and `tile_offsets` take, or None where no kernel wants it.
     """
     depth = kernel_size[0] * kernel_size[1] * in_channels
-    if values.device.type == "cpu":
-        if values.dtype != torch.float32 or not has_kernel(PACK, values.device):
-            return None
+    if values.dtype == torch.float32 and has_kernel(PACK, values.device):
         return _tiles.Packed(torch.ops.torchaccel.pack_sparse_f32(values, columns, row_offsets, depth), None, None)
     if _refused(values.dtype, in_channels, kernel_size) is not None or not _tiles.wanted(OP, values.device):
         return None

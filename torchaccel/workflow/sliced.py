@@ -24,7 +24,10 @@ _LAYERS = (
     PackedModule, Contiguous, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.SiLU,
     nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d,
 )  # fmt: skip
-_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul, torch.relu, F.relu, F.relu6, F.silu, F.gelu)
+_FUNCTIONS = (
+    operator.add, operator.mul, torch.add, torch.mul, torch.relu, F.relu, F.relu6, F.silu, F.gelu,
+    "add", "mul", "relu", "sigmoid",
+)  # fmt: skip
 
 
 class Sliced(nn.Module):
