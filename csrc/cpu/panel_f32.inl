@@ -1,6 +1,7 @@
 // Fills the panel of a tile of output pixels with float32 activations: rows of kTilePixels floats, one for each (tap,
-// channel) of a chunk of K, behind a row of zeros. Contiguous images are copied 16 pixels of a row at a time, each copy
-// running over into the place of the next; channels_last ones are transposed as in gather.inl.
+// channel) of a chunk of K, behind a row of zeros. Of contiguous images, each 16 neighbours of the tile are loaded from
+// the rows of pixels that they lie in, under masks, so that nothing outside of the image is read; channels_last ones
+// are transposed as in gather.inl.
 #pragma once
 
 #include "gather.inl"
@@ -31,108 +32,82 @@ static void set_tile(const Input& in, int64_t index, Tile& tile) {
   }
 }
 
-// Up to 16 pixels to copy: from `from`, `step` floats further for each channel, to the place `at`.
-struct Piece {
-  const float* from;  // nullptr: zeros
-  int64_t step;
-  int32_t at, count;
+// Those of 16 neighbours in a tile that lie in one row of pixels: lane i is from[i * stride].
+struct Source {
+  const float* from;
+  uint32_t lanes;  // bit i: lane i
 };
 
-// A run has a piece of padding on either side, and one for each 16 pixels begun.
-constexpr int kMostPieces = 3 * kTilePixels + 6;
+struct Sources {
+  int n;
+  Source source[16];
+};
 
-TORCHACCEL_INLINE int add_pieces(Piece* pieces, int n, const float* from, int64_t stride, int64_t step, int64_t at,
-                                 int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) {
-    const int64_t here = count - i < 16 ? count - i : 16;
-    pieces[n++] = {from == nullptr ? nullptr : from + i * stride, step, static_cast<int32_t>(at + i),
-                   static_cast<int32_t>(here)};
-  }
-  return n;
-}
-
-// The pieces of one tap, of the channel `c` on.
-static int tap_pieces(const Input& in, const Tile& tile, int64_t ky, int64_t kx, int64_t c, Piece* pieces) {
-  const int64_t plane = in.h * in.w, channels = in.c / 4;
+// Where the tile's pixels come from at one tap, from channel `c` on.
+static void set_sources(const Input& in, const Tile& tile, int64_t ky, int64_t kx, int64_t c, Sources* sources) {
+  const int64_t channels = in.c / 4;
   const float* data = reinterpret_cast<const float*>(in.data);
-  int n = 0;
+  for (int64_t v = 0; v < kTilePixels / 16; ++v) sources[v].n = 0;
   for (int r = 0; r < tile.runs; ++r) {
     const PixelRun& run = tile.run[r];
     const int64_t y = run.y * in.stride_h - in.pad_h + ky * in.dilation_h;
     const int64_t x = run.x * in.stride_w - in.pad_w + kx * in.dilation_w;
+    if (y < 0 || y >= in.h || x >= in.w) continue;
     // Pixels [low, high) of the run lie in the image.
-    int64_t low = x < 0 ? (-x + in.stride_w - 1) / in.stride_w : 0;
-    int64_t high = x < in.w ? (in.w - x + in.stride_w - 1) / in.stride_w : 0;
-    if (y < 0 || y >= in.h) high = 0;
-    high = high < run.count ? high : run.count;
-    low = low < high ? low : high;
-    n = add_pieces(pieces, n, nullptr, 0, 0, run.at, low);
-    if (low < high) {
-      const float* from = data + ((run.n * channels + c) * in.h + y) * in.w + x + low * in.stride_w;
-      n = add_pieces(pieces, n, from, in.stride_w, plane, run.at + low, high - low);
+    const int64_t low = x < 0 ? (-x + in.stride_w - 1) / in.stride_w : 0;
+    const int64_t fits = (in.w - x + in.stride_w - 1) / in.stride_w, high = fits < run.count ? fits : run.count;
+    const float* first = data + ((run.n * channels + c) * in.h + y) * in.w + x;
+    for (int64_t i = low; i < high;) {
+      const int64_t at = run.at + i, lane = at % 16, here = 16 - lane < high - i ? 16 - lane : high - i;
+      Sources& to = sources[at / 16];
+      to.source[to.n++] = {first + (i - lane) * in.stride_w, ((1u << here) - 1) << lane};
+      i += here;
     }
-    n = add_pieces(pieces, n, nullptr, 0, 0, run.at + high, run.count - high);
   }
-  return n;
 }
 
-// For how many of `channels` all pieces may read `extent` floats without leaving the image.
-static int64_t readable_channels(const Input& in, const Piece* pieces, int n, int64_t channels, int64_t extent) {
-  const float* end = reinterpret_cast<const float*>(in.data) + in.n * in.h * in.w * (in.c / 4);
-  for (int i = 0; i < n && channels > 0; ++i) {
-    if (pieces[i].from == nullptr) continue;
-    const int64_t room = end - pieces[i].from - extent;
-    const int64_t fits = room < 0 ? 0 : room / pieces[i].step + 1;
-    channels = fits < channels ? fits : channels;
+template <int kStride>  // 1 or 2; 0: any
+TORCHACCEL_INLINE F32 load_source(F32 others, const Source& source, int64_t offset, int64_t stride) {
+  if (kStride == 1) return f32_merge(others, source.from + offset, source.lanes);
+  if (kStride == 2) return f32_merge_even(others, source.from + offset, source.lanes);
+  float lanes[16];
+  f32_store(lanes, others);
+  for (int i = 0; i < 16; ++i) {
+    if (source.lanes >> i & 1) lanes[i] = source.from[offset + i * stride];
   }
-  return channels;
+  return f32_load(lanes);
 }
 
-// 16 pixels of each of `channels`, piece by piece, so that nothing but two pointers moves.
+// 16 pixels of each of `channels`, `plane` floats apart.
 template <int kStride>
-static void copy_pieces(const Piece* pieces, int n, int64_t channels, float* to) {
-  for (int i = 0; i < n; ++i) {
-    const Piece& piece = pieces[i];
-    const float* from = piece.from;
-    const int64_t step = piece.step, room = kTilePixels - piece.at;
-    float* at = to + piece.at;
-    if (from == nullptr) {
-      for (int64_t c = 0; c < channels; ++c, at += kTilePixels) f32_store_n(at, f32_splat(0.0f), room < 16 ? room : 16);
-    } else if (room < 16) {  // no place of the tile is left to run over into
-      for (int64_t c = 0; c < channels; ++c, at += kTilePixels, from += step) {
-        f32_store_n(at, kStride == 1 ? f32_load(from) : f32_load_even(from), room);
-      }
-    } else {
-      for (int64_t c = 0; c < channels; ++c, at += kTilePixels, from += step) {
-        f32_store(at, kStride == 1 ? f32_load(from) : f32_load_even(from));
-      }
-    }
-  }
-}
-
-// The same pixel by pixel: reads nothing that is not used.
-static void copy_pixels(const Piece* pieces, int n, int64_t first, int64_t channels, int64_t stride, float* to) {
-  for (int i = 0; i < n; ++i) {
-    const Piece& piece = pieces[i];
+static void copy_channels(const Sources& from, int64_t channels, int64_t plane, int64_t stride, float* to) {
+  const F32 zero = f32_splat(0.0f);
+  const Source a = from.n > 0 ? from.source[0] : Source{to, 0}, b = from.n > 1 ? from.source[1] : a;
+  if (kStride == 1 && a.lanes == 0xffff) {
+    for (int64_t c = 0; c < channels; ++c) f32_store(to + c * kTilePixels, f32_load(a.from + c * plane));
+  } else if (from.n <= 1) {
     for (int64_t c = 0; c < channels; ++c) {
-      float* at = to + c * kTilePixels + piece.at;
-      for (int32_t p = 0; p < piece.count; ++p) {
-        at[p] = piece.from == nullptr ? 0.0f : piece.from[(first + c) * piece.step + p * stride];
-      }
+      f32_store(to + c * kTilePixels, load_source<kStride>(zero, a, c * plane, stride));
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      F32 pixels = load_source<kStride>(zero, a, c * plane, stride);
+      pixels = load_source<kStride>(pixels, b, c * plane, stride);
+      for (int i = 2; i < from.n; ++i) pixels = load_source<kStride>(pixels, from.source[i], c * plane, stride);
+      f32_store(to + c * kTilePixels, pixels);
     }
   }
 }
 
 static void fill_contiguous(const Input& in, const Tile& tile, int64_t begin, int64_t end, float* to) {
-  const int64_t channels = in.c / 4, stride = in.stride_w;
-  Piece pieces[kMostPieces];
+  const int64_t channels = in.c / 4, plane = in.h * in.w, stride = in.stride_w;
+  Sources sources[kTilePixels / 16];
   for (int64_t k = begin; k < end;) {
     const int64_t tap = k / channels, c = k % channels;
     const int64_t taken = channels - c < end - k ? channels - c : end - k;
-    const int n = tap_pieces(in, tile, tap / in.kw, tap % in.kw, c, pieces);
-    const int64_t fast = stride > 2 ? 0 : readable_channels(in, pieces, n, taken, 16 * stride);
-    (stride == 1 ? copy_pieces<1> : copy_pieces<2>)(pieces, n, fast, to);
-    copy_pixels(pieces, n, fast, taken - fast, stride, to + fast * kTilePixels);
+    set_sources(in, tile, tap / in.kw, tap % in.kw, c, sources);
+    const auto copy = stride == 1 ? copy_channels<1> : stride == 2 ? copy_channels<2> : copy_channels<0>;
+    for (int64_t v = 0; 16 * v < tile.count; ++v) copy(sources[v], taken, plane, stride, to + 16 * v);
     to += taken * kTilePixels;
     k += taken;
   }

@@ -126,12 +126,31 @@ TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) {
   _mm256_maskstore_ps(p, first_n(n), a.lo);
   _mm256_maskstore_ps(p + 8, first_n(n - 8), a.hi);
 }
-// p[0], p[2] .. p[30] of 32 floats.
-TORCHACCEL_INLINE __m256 even8(const float* p) {
-  const __m256 mixed = _mm256_shuffle_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), 0x88);
+// Bit i of 16 becomes bit 2 * i.
+TORCHACCEL_INLINE uint32_t spread_bits(uint32_t bits) {
+  bits = (bits | bits << 8) & 0x00ff00ff;
+  bits = (bits | bits << 4) & 0x0f0f0f0f;
+  bits = (bits | bits << 2) & 0x33333333;
+  return (bits | bits << 1) & 0x55555555;
+}
+// Lane i is p[i] where bit i of `lanes` is set, else that of a, where it is zero; nothing else is read.
+TORCHACCEL_INLINE __m256i lanes8(uint32_t bits) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(bits)), bit), bit);
+}
+TORCHACCEL_INLINE __m256 load8(const float* p, uint32_t bits) { return _mm256_maskload_ps(p, lanes8(bits)); }
+TORCHACCEL_INLINE F32 f32_merge(F32 a, const float* p, uint32_t lanes) {
+  return {_mm256_or_ps(a.lo, load8(p, lanes)), _mm256_or_ps(a.hi, load8(p + 8, lanes >> 8))};
+}
+// The same of p[2 * i].
+TORCHACCEL_INLINE __m256 even8(const float* p, uint32_t spread) {
+  const __m256 mixed = _mm256_shuffle_ps(load8(p, spread), load8(p + 8, spread >> 8), 0x88);
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
 }
-TORCHACCEL_INLINE F32 f32_load_even(const float* p) { return {even8(p), even8(p + 16)}; }
+TORCHACCEL_INLINE F32 f32_merge_even(F32 a, const float* p, uint32_t lanes) {
+  const uint32_t spread = spread_bits(lanes);
+  return {_mm256_or_ps(a.lo, even8(p, spread)), _mm256_or_ps(a.hi, even8(p + 16, spread >> 16))};
+}
 
 // Four weights, and one of them in every lane.
 using Quad = const float*;

@@ -76,10 +76,24 @@ TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
 TORCHACCEL_INLINE __mmask16 first_n(int64_t n) { return static_cast<__mmask16>(0xffff >> (16 - n)); }
 TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_n(n), p); }
 TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) { _mm512_mask_storeu_ps(p, first_n(n), a); }
-// p[0], p[2] .. p[30] of 32 floats.
-TORCHACCEL_INLINE F32 f32_load_even(const float* p) {
+// Bit i of 16 becomes bit 2 * i.
+TORCHACCEL_INLINE uint32_t spread_bits(uint32_t bits) {
+  bits = (bits | bits << 8) & 0x00ff00ff;
+  bits = (bits | bits << 4) & 0x0f0f0f0f;
+  bits = (bits | bits << 2) & 0x33333333;
+  return (bits | bits << 1) & 0x55555555;
+}
+// Lane i is p[i] where bit i of `lanes` is set, else that of a; nothing else is read.
+TORCHACCEL_INLINE F32 f32_merge(F32 a, const float* p, uint32_t lanes) {
+  return _mm512_mask_loadu_ps(a, static_cast<__mmask16>(lanes), p);
+}
+// The same of p[2 * i].
+TORCHACCEL_INLINE F32 f32_merge_even(F32 a, const float* p, uint32_t lanes) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  return _mm512_permutex2var_ps(_mm512_loadu_ps(p), even, _mm512_loadu_ps(p + 16));
+  const uint32_t spread = spread_bits(lanes);
+  const F32 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(spread), p);
+  const F32 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(spread >> 16), p + 16);
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(lanes), a, _mm512_permutex2var_ps(low, even, high));
 }
 
 // Four weights by one load, and one of them (a constant, once loops are unrolled) in every lane.

@@ -109,11 +109,21 @@ TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) {
   return a;
 }
 TORCHACCEL_INLINE void f32_store_n(float* p, const F32& a, int64_t n) { memcpy(p, &a, static_cast<size_t>(n) * 4); }
-// p[0], p[2] .. p[30] of 32 floats.
-TORCHACCEL_INLINE F32 f32_load_even(const float* p) {
-  F32 a = {};
-  for (int i = 0; i < 16; ++i) a[i] = p[2 * i];
-  return a;
+// Lane i is p[i] where bit i of `lanes` is set, else that of a; nothing else is read.
+TORCHACCEL_INLINE F32 f32_merge(const F32& a, const float* p, uint32_t lanes) {
+  F32 merged = a;
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) merged[i] = p[i];
+  }
+  return merged;
+}
+// The same of p[2 * i].
+TORCHACCEL_INLINE F32 f32_merge_even(const F32& a, const float* p, uint32_t lanes) {
+  F32 merged = a;
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) merged[i] = p[2 * i];
+  }
+  return merged;
 }
 
 // Four weights, and one of them in every lane.
