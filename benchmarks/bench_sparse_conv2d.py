@@ -1,7 +1,7 @@
 """sparse_conv2d in float32 (random masks) against oneDNN's prepacked dense convolution of the same layers.
 
-GMAC/s count the multiplications of the dense layer. `--sweep` takes ResNet-50's convolutions from 20% to 95% and prints
-the sparsity from which on the sparse layers are faster, by the geometric mean of their ratios.
+GMAC/s count the multiplications of the dense layer. `--sweep` takes the layers from 20% to 95%; the geometric means at
+the end tell from which sparsity on they are faster.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def sparse(
 
 
 def main() -> None:
-    bench = Bench("sparse_conv2d", "oneDNN float32, prepacked, channels_last")
+    bench = Bench("sparse_conv2d", "oneDNN float32, prepacked, channels_last", sweep=True)
     forms = [("unstructured", 0.8), ("unstructured", 0.9), ("16x1", 0.8), ("16x1", 0.9)]
     if bench.options.sweep:
         forms = [("unstructured", sparsity) for sparsity in SWEEP]

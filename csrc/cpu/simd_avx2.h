@@ -3,9 +3,9 @@
 #define TORCHACCEL_INLINE static inline __attribute__((always_inline))
 
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
-constexpr int kVectorBytes = 32;  // of one register
+constexpr int kVectorBytes = 32;                       // of one register
 constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
-constexpr int kRowsAtOnce = 1;    // of sparse float rows, 6 accumulators of two registers each
+constexpr int kRowsAtOnce = 1;                         // of sparse float rows, 6 accumulators of two registers each
 
 struct I32 {
   __m256i lo, hi;
@@ -38,8 +38,8 @@ TORCHACCEL_INLINE Pair pair_splat(int32_t x) {
 TORCHACCEL_INLINE __m256i bytes256(__m256i a, __m256i b, __m256i low, __m256i high, __m256i add) {
   a = _mm256_adds_epi16(_mm256_min_epi16(high, _mm256_max_epi16(low, a)), add);
   b = _mm256_adds_epi16(_mm256_min_epi16(high, _mm256_max_epi16(low, b)), add);
-  const __m256i order = _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703, 0x0c080400, 0x0d090501,
-                                          0x0e0a0602, 0x0f0b0703);
+  const __m256i order =
+      _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703, 0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703);
   return _mm256_shuffle_epi8(_mm256_packus_epi16(a, b), order);
 }
 // Byte c of lane i is lane i of vector c of (a, b), clamped to [low, high], plus `add`, saturated to a byte.

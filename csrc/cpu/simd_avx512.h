@@ -3,9 +3,9 @@
 #define TORCHACCEL_INLINE static inline __attribute__((always_inline))
 
 constexpr int kAccumulators = 24, kTileRows = 8, kTileVectors = 2;
-constexpr int kVectorBytes = 64;  // of one register
+constexpr int kVectorBytes = 64;                       // of one register
 constexpr int kChainVectors1 = 8, kChainVectors4 = 5;  // of a chain's tile, for blocks of 1x4 and 4x4
-constexpr int kRowsAtOnce = 4;    // of sparse float rows, 6 accumulators each
+constexpr int kRowsAtOnce = 4;                         // of sparse float rows, 6 accumulators each
 
 using I32 = __m512i;
 using F32 = __m512;

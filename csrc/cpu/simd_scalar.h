@@ -6,9 +6,9 @@
 
 // Accumulators of 16 lanes that fit the register file, and the dense tile (rows x vectors of 16 output channels).
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
-constexpr int kVectorBytes = 16;  // of one register
+constexpr int kVectorBytes = 16;                       // of one register
 constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
-constexpr int kRowsAtOnce = 1;    // of sparse float rows
+constexpr int kRowsAtOnce = 1;                         // of sparse float rows
 
 typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));

@@ -9,23 +9,23 @@ namespace torchaccel {
 namespace {
 
 // Estimated cycles of one tile's slabs [0, slab): of a step's four rows, and of what each row costs besides.
-double cost(const SparseF32& w, int64_t slab) {
+int64_t cost(const SparseF32& w, int64_t slab) {
   const int64_t rows = slab * kSlabRows < w.channels ? slab * kSlabRows : w.channels;
-  return 20.0 * static_cast<double>(w.first_step(slab)) + 15.0 * static_cast<double>(rows * w.chunks());
+  return 20 * w.first_step(slab) + 15 * rows * w.chunks();
 }
 
+// What a tile costs, in percent of a whole one: its vectors are computed 1, 2, 4 or 6 at a time.
+int64_t percent(int64_t pixels) { return pixels > 64 ? 100 : pixels > 32 ? 75 : pixels > 16 ? 45 : 30; }
+
 // The first task (tile * slabs + slab) of thread `part` of `parts`, so that all have about the same cost.
-int64_t first_task(const SparseF32& w, int64_t tiles, int64_t part, int64_t parts) {
-  const int64_t slabs = w.slabs();
-  if (part == parts) return tiles * slabs;
-  const double each = cost(w, slabs);
-  const double target = static_cast<double>(tiles) * each * static_cast<double>(part) / static_cast<double>(parts);
-  const int64_t tile = each > 0 ? static_cast<int64_t>(target / each) : 0;
+int64_t first_task(const SparseF32& w, int64_t pixels, int64_t part, int64_t parts) {
+  const int64_t slabs = w.slabs(), last = (pixels - 1) / kTilePixels;
+  if (part == parts) return (last + 1) * slabs;
+  const int64_t each = 100 * cost(w, slabs), share = percent(pixels - last * kTilePixels);
+  const int64_t target = (last * each + share * cost(w, slabs)) / parts * part;
+  const int64_t tile = target / each < last ? target / each : last;
   int64_t slab = 0;
-  while (slab < slabs && cost(w, slab + 1) - target + static_cast<double>(tile) * each <=
-                             target - static_cast<double>(tile) * each - cost(w, slab)) {
-    ++slab;
-  }
+  while (slab < slabs && (tile < last ? 100 : share) * cost(w, slab) < target - tile * each) ++slab;
   return tile * slabs + slab;
 }
 
@@ -87,13 +87,13 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const Tensor& column
 
   flatten(image.in);
   const Kernels& kernel = kernels();
-  const int64_t tiles = image.tiles(), tasks = tiles * weights.slabs();
-  int64_t parts = threads_for(static_cast<double>(tiles) * cost(weights, weights.slabs()));
+  const int64_t pixels = image.in.rows(), tiles = image.tiles(), tasks = tiles * weights.slabs();
+  int64_t parts = threads_for(static_cast<double>(tiles) * static_cast<double>(cost(weights, weights.slabs())));
   parts = parts < tasks ? parts : tasks;
   run_parts(parts, [&](int64_t part) {
     const Scratch scratch(sparse_f32_bytes(weights));
-    kernel.sparse_f32(image, weights, output, first_task(weights, tiles, part, parts),
-                      first_task(weights, tiles, part + 1, parts), scratch.data());
+    kernel.sparse_f32(image, weights, output, first_task(weights, pixels, part, parts),
+                      first_task(weights, pixels, part + 1, parts), scratch.data());
   });
   return out;
 }

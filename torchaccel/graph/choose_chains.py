@@ -78,4 +78,3 @@ def _in_chain(choice: Choice, form: nn.Module, layers: int, speedup: float, won:
     alone = choice.reason if won else f"alone {choice.reason.removeprefix('kept dense: ')}"
     reason = f"in a chain of {layers} layers, {speedup:.2f}x the model without it; {alone}"
     return replace(choice, chosen=kind(form), reason=reason)
-

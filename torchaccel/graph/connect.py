@@ -138,9 +138,7 @@ def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
         reader.args = (quantized, *reader.args[1:])
 
 
-def assemble(
-    model: nn.Module, chosen: Mapping[str, nn.Module], chained: Collection[str] = frozenset()
-) -> nn.Module:
+def assemble(model: nn.Module, chosen: Mapping[str, nn.Module], chained: Collection[str] = frozenset()) -> nn.Module:
     """A new model with copies of the `chosen` modules in place of those of the same names; a graph is connected.
 
     `model` and the modules given stay as they are. A graph shares the layers that were not chosen. Neighbouring layers

@@ -192,6 +192,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         dict(metadata["aliases"]), list(metadata["inputs"]), set(metadata.get("chains", ()))
         if (cast := metadata.get("cast")) is not None and cast["dtype"] not in _CASTS:
             raise ValueError(f"it is cast to {cast['dtype']!r}, accepted are {', '.join(map(str, _CASTS))}")
+        if (slices := metadata.get("slices")) is not None and not (isinstance(slices, int) and slices >= 1):
+            raise ValueError(f"its slices are {slices!r}, accepted is at least 1")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"load: the metadata of {path} is not torchaccel's: {error}") from error
     return metadata
