@@ -189,8 +189,8 @@ struct Kernels {
   void (*chain)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
   // Slabs of output channels [begin, end) of tile t at t * slabs; see sparse_f32.h.
   void (*sparse_f32)(const ImageF32&, const SparseF32&, const OutputF32&, int64_t begin, int64_t end, uint8_t* scratch);
-  // Whether no offset leads out of a panel.
-  bool (*sparse_f32_valid)(const SparseF32&);
+  // Whether slabs [begin, end) lead nowhere out of memory.
+  bool (*sparse_f32_valid)(const SparseF32&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kScalarKernels, kAvx2Kernels, kAvxVnniKernels, kAvx512Kernels, kAvx512VnniKernels;

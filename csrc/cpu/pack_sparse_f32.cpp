@@ -7,8 +7,6 @@
 #include <cstring>
 #include <vector>
 
-#include "isa.h"
-
 namespace torchaccel {
 namespace {
 
@@ -192,6 +190,11 @@ Tensor pack_sparse_f32(const Tensor& values, const Tensor& columns, const Tensor
   return out;
 }
 
+void check_packed(const char* op, const Tensor& packed, bool valid) {
+  STD_TORCH_CHECK(valid, op, ": packed has shape ", shape_of(packed),
+                  ", accepted is what pack_sparse returned for these weights");
+}
+
 SparseF32 sparse_f32_of(const char* op, const Tensor& packed, int64_t channels, int64_t depth) {
   const int32_t* words = static_cast<const int32_t*>(packed.const_data_ptr());
   bool fits = packed.scalar_type() == ScalarType::Int && packed.is_contiguous() && packed.numel() >= kAlign &&
@@ -208,17 +211,12 @@ SparseF32 sparse_f32_of(const char* op, const Tensor& packed, int64_t channels, 
   }
   const int64_t lists = fits ? w.slabs() * w.chunks() : 0;
   fits = fits && w.first[0] == 0 && w.first[lists] == w.groups;
-  for (int64_t i = 0; i < lists; ++i) {
-    fits = fits && w.first[i] <= w.first[i + 1];
-    const int64_t slab = i / w.chunks(), left = channels - slab * kSlabRows, rows = std::min(left, kSlabRows);
-    for (int64_t g = w.first[i]; fits && g < w.first[i + 1]; ++g) {
-      const int32_t* group = w.group + 3 * g;
-      fits = group[0] >= 0 && group[1] >= 0 && int64_t{group[0]} + group[1] <= w.steps;
-      for (int r = 0; r < kGroupRows; ++r) fits = fits && (group[2] >> 8 * r & 0xff) < rows;
-    }
+  for (int64_t i = 0; i < lists; ++i) fits = fits && w.first[i] < w.first[i + 1];
+  for (int64_t slab = 0, before = 0; fits && slab <= w.slabs(); ++slab) {
+    fits = before <= w.first_step(slab) && w.first_step(slab) <= w.steps;
+    before = w.first_step(slab);
   }
-  STD_TORCH_CHECK(fits && kernels().sparse_f32_valid(w), op, ": packed has shape ", shape_of(packed),
-                  ", accepted is what pack_sparse returned for these weights");
+  check_packed(op, packed, fits);
   return w;
 }
 

@@ -9,7 +9,10 @@ namespace torchaccel {
 // values [blocks, rows, columns], columns [blocks] and row_offsets [O / rows + 1] of a matrix [O, depth], as int32.
 Tensor pack_sparse_f32(const Tensor& values, const Tensor& columns, const Tensor& row_offsets, int64_t depth);
 
-// What `packed` holds, checked to lie inside of it and to be of `channels` and `depth`.
+// Refuses a foreign tensor.
+void check_packed(const char* op, const Tensor& packed, bool valid);
+
+// What `packed` holds, of `channels` and `depth`; the slabs are still to be checked, by who uses them.
 SparseF32 sparse_f32_of(const char* op, const Tensor& packed, int64_t channels, int64_t depth);
 
 }  // namespace torchaccel

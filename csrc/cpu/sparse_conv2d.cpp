@@ -1,6 +1,8 @@
 // sparse_conv2d in float32: checks, and shares of equal cost for the threads; see sparse_f32.inl.
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
+
 #include "isa.h"
 #include "pack_sparse_f32.h"
 #include "parallel.h"
@@ -90,11 +92,20 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const Tensor& column
   const int64_t pixels = image.in.rows(), tiles = image.tiles(), tasks = tiles * weights.slabs();
   int64_t parts = threads_for(static_cast<double>(tiles) * static_cast<double>(cost(weights, weights.slabs())));
   parts = parts < tasks ? parts : tasks;
+  std::atomic<bool> valid = true;
   run_parts(parts, [&](int64_t part) {
-    const Scratch scratch(sparse_f32_bytes(weights));
-    kernel.sparse_f32(image, weights, output, first_task(weights, pixels, part, parts),
-                      first_task(weights, pixels, part + 1, parts), scratch.data());
+    const int64_t begin = first_task(weights, pixels, part, parts), end = first_task(weights, pixels, part + 1, parts);
+    // Each thread checks what it is about to read, which brings it into its cache.
+    const int64_t slabs = weights.slabs(), slab = begin % slabs;
+    const bool some = slab + (end - begin) <= slabs;
+    if (kernel.sparse_f32_valid(weights, some ? slab : 0, some ? slab + (end - begin) : slabs)) {
+      const Scratch scratch(sparse_f32_bytes(weights));
+      kernel.sparse_f32(image, weights, output, begin, end, scratch.data());
+    } else {
+      valid = false;
+    }
   });
+  check_packed(args.op(), kept_packed, valid);
   return out;
 }
 

@@ -201,10 +201,25 @@ static void sparse_f32(const ImageF32& image, const SparseF32& weights, const Ou
   }
 }
 
-// Whether no offset leads out of the panel; the lists are known to lie inside the packed tensor.
-static bool sparse_f32_valid(const SparseF32& weights) {
-  const int64_t count = (weights.steps + 1) * weights.offsets_a_step();
-  const uint16_t* offsets = weights.offsets;
+// Whether slabs [begin, end) lead nowhere out of the weights, their slabs and the panel; the lists are known to rise.
+static bool sparse_f32_valid(const SparseF32& weights, int64_t begin, int64_t end) {
+  const int64_t chunks = weights.chunks();
+  const int32_t* group = weights.group;
+  const int64_t low = weights.first_step(begin), high = weights.first_step(end);
+  bool valid = low >= 0 && low <= high && high <= weights.steps;
+  for (int64_t slab = begin; slab < end && valid; ++slab) {
+    const int64_t left = weights.channels - slab * kSlabRows, rows = left < kSlabRows ? left : kSlabRows;
+    const uint32_t last = static_cast<uint32_t>(rows - 1);
+    for (int64_t g = weights.first[slab * chunks]; g < weights.first[(slab + 1) * chunks]; ++g) {
+      const uint32_t places = static_cast<uint32_t>(group[3 * g + 2]);
+      valid = valid && group[3 * g] >= low && group[3 * g + 1] >= 0 &&
+              int64_t{group[3 * g]} + group[3 * g + 1] <= high && (places & 0xff) <= last &&
+              (places >> 8 & 0xff) <= last && (places >> 16 & 0xff) <= last && places >> 24 <= last;
+    }
+  }
+  if (!valid) return false;
+  const uint16_t* offsets = weights.offsets + low * weights.offsets_a_step();
+  const int64_t count = (high - low) * weights.offsets_a_step();
   uint16_t largest = 0;
   for (int64_t i = 0; i < count; ++i) largest = offsets[i] > largest ? offsets[i] : largest;
   return largest <= kDepthChunk * kPanelStride;
