@@ -52,8 +52,8 @@ def _lines(path: str) -> list[str]:
 class Bench:
     """Options of the command line, and the rows measured so far; `paths` are more options, by name, with their help."""
 
-    def __init__(self, op: str, baseline: str, cold: bool = False, **paths: str) -> None:
-        """`cold`: whether the benchmark knows how to time with weights that lie in no cache."""
+    def __init__(self, op: str, baseline: str, cold: bool = False, sweep: bool = False, **paths: str) -> None:
+        """`cold`, `sweep`: whether the benchmark knows weights that lie in no cache, and a range of sparsities."""
         parser = argparse.ArgumentParser(description=f"Times {op} against {baseline}, in turns in one process.")
         parser.add_argument("--threads", type=int, default=torch.get_num_threads())
         parser.add_argument("--isa", choices=_native.isas_available(), help="force an instruction set")
@@ -63,6 +63,8 @@ class Bench:
             parser.add_argument(f"--{name}", type=Path, help=told)
         if cold:
             parser.add_argument("--cold", action="store_true", help="weights out of cache")
+        if sweep:
+            parser.add_argument("--sweep", action="store_true", help="a range of sparsities")
         self.options = parser.parse_args()
         torch.set_num_threads(self.options.threads)
         if self.options.isa:

@@ -68,8 +68,8 @@ inline Tensor in_order(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// The same for [N, C, H, W] in channels_last; where a size is 1, any stride is as good.
-inline Tensor in_nhwc(const Tensor& tensor) {
+// Whether [N, C, H, W] lies in channels_last; where a size is 1, any stride is as good.
+inline bool is_nhwc(const Tensor& tensor) {
   const int64_t order[] = {1, 3, 2, 0};
   int64_t expected = 1;
   bool is = true;
@@ -77,7 +77,12 @@ inline Tensor in_nhwc(const Tensor& tensor) {
     is = is && (tensor.size(i) == 1 || tensor.stride(i) == expected);
     expected *= tensor.size(i);
   }
-  return is ? tensor : torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+  return is;
+}
+
+// `tensor` itself where it is in channels_last already.
+inline Tensor in_nhwc(const Tensor& tensor) {
+  return is_nhwc(tensor) ? tensor : torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 // The arguments of one call: checks each, and keeps the contiguous copies that it had to make alive.

@@ -157,6 +157,10 @@ struct Addition {
   Output out;
 };
 
+struct ImageF32;
+struct SparseF32;
+struct OutputF32;
+
 struct Kernels {
   const char* name;
   // q = saturate(rint(x * inverse) + zero_point), x [count].
@@ -183,6 +187,10 @@ struct Kernels {
   void (*add)(const Addition&, int64_t begin, int64_t end);
   // Tasks [begin, end) of one step of an int8 chain, see chain.h.
   void (*chain)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
+  // Slabs of output channels [begin, end) of tile t at t * slabs; see sparse_f32.h.
+  void (*sparse_f32)(const ImageF32&, const SparseF32&, const OutputF32&, int64_t begin, int64_t end, uint8_t* scratch);
+  // Whether slabs [begin, end) lead nowhere out of memory.
+  bool (*sparse_f32_valid)(const SparseF32&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kScalarKernels, kAvx2Kernels, kAvxVnniKernels, kAvx512Kernels, kAvx512VnniKernels;

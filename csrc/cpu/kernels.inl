@@ -10,4 +10,5 @@
 #include "pool.inl"
 #include "quantize.inl"
 #include "sparse.inl"
+#include "sparse_f32.inl"
 #include "weight_only.inl"

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "sparse_f32.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt"))), apply_to = function)
@@ -25,8 +26,9 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
-                                sparse,   sparse_valid, max_pool,      avg_pool, add,           chain};
+const Kernels kAvx512Kernels = {"avx512",    quantize, quantize_rows, dense,           dense_dynamic,
+                                weight_only, sparse,   sparse_valid,  max_pool,        avg_pool,
+                                add,         chain,    sparse_f32,    sparse_f32_valid};
 
 }  // namespace torchaccel
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "sparse_f32.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,popcnt,avxvnni"))), apply_to = function)
@@ -27,8 +28,9 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvxVnniKernels = {"avx_vnni", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
-                                 sparse,     sparse_valid, max_pool,      avg_pool, add,           chain};
+const Kernels kAvxVnniKernels = {"avx_vnni",  quantize, quantize_rows, dense,           dense_dynamic,
+                                 weight_only, sparse,   sparse_valid,  max_pool,        avg_pool,
+                                 add,         chain,    sparse_f32,    sparse_f32_valid};
 
 }  // namespace torchaccel
 

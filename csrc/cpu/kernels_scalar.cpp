@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "sparse_f32.h"
 
 // Vectors stay inside this file: how they would be passed to another does not matter.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -20,7 +21,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", quantize,     quantize_rows, dense,    dense_dynamic, weight_only,
-                                sparse,   sparse_valid, max_pool,      avg_pool, add,           chain};
+const Kernels kScalarKernels = {"scalar",    quantize, quantize_rows, dense,           dense_dynamic,
+                                weight_only, sparse,   sparse_valid,  max_pool,        avg_pool,
+                                add,         chain,    sparse_f32,    sparse_f32_valid};
 
 }  // namespace torchaccel

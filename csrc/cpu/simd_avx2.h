@@ -3,8 +3,9 @@
 #define TORCHACCEL_INLINE static inline __attribute__((always_inline))
 
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
-constexpr int kVectorBytes = 32;  // of one register
+constexpr int kVectorBytes = 32;                       // of one register
 constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
+constexpr int kRowsAtOnce = 1;                         // of sparse float rows, 6 accumulators of two registers each
 
 struct I32 {
   __m256i lo, hi;
@@ -37,8 +38,8 @@ TORCHACCEL_INLINE Pair pair_splat(int32_t x) {
 TORCHACCEL_INLINE __m256i bytes256(__m256i a, __m256i b, __m256i low, __m256i high, __m256i add) {
   a = _mm256_adds_epi16(_mm256_min_epi16(high, _mm256_max_epi16(low, a)), add);
   b = _mm256_adds_epi16(_mm256_min_epi16(high, _mm256_max_epi16(low, b)), add);
-  const __m256i order = _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703, 0x0c080400, 0x0d090501,
-                                          0x0e0a0602, 0x0f0b0703);
+  const __m256i order =
+      _mm256_setr_epi32(0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703, 0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703);
   return _mm256_shuffle_epi8(_mm256_packus_epi16(a, b), order);
 }
 // Byte c of lane i is lane i of vector c of (a, b), clamped to [low, high], plus `add`, saturated to a byte.
@@ -113,6 +114,48 @@ TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
   const I32 biased = i32_add(n, i32_splat(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(biased.lo, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(biased.hi, 23))};
 }
+
+// The first n floats, 1 to 16; the others are zero, and are not touched.
+TORCHACCEL_INLINE __m256i first_n(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) {
+  return {_mm256_maskload_ps(p, first_n(n)), _mm256_maskload_ps(p + 8, first_n(n - 8))};
+}
+TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) {
+  _mm256_maskstore_ps(p, first_n(n), a.lo);
+  _mm256_maskstore_ps(p + 8, first_n(n - 8), a.hi);
+}
+// Bit i of 16 becomes bit 2 * i.
+TORCHACCEL_INLINE uint32_t spread_bits(uint32_t bits) {
+  bits = (bits | bits << 8) & 0x00ff00ff;
+  bits = (bits | bits << 4) & 0x0f0f0f0f;
+  bits = (bits | bits << 2) & 0x33333333;
+  return (bits | bits << 1) & 0x55555555;
+}
+// Lane i is p[i] where bit i of `lanes` is set, else that of a, where it is zero; nothing else is read.
+TORCHACCEL_INLINE __m256i lanes8(uint32_t bits) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(bits)), bit), bit);
+}
+TORCHACCEL_INLINE __m256 load8(const float* p, uint32_t bits) { return _mm256_maskload_ps(p, lanes8(bits)); }
+TORCHACCEL_INLINE F32 f32_merge(F32 a, const float* p, uint32_t lanes) {
+  return {_mm256_or_ps(a.lo, load8(p, lanes)), _mm256_or_ps(a.hi, load8(p + 8, lanes >> 8))};
+}
+// The same of p[2 * i].
+TORCHACCEL_INLINE __m256 even8(const float* p, uint32_t spread) {
+  const __m256 mixed = _mm256_shuffle_ps(load8(p, spread), load8(p + 8, spread >> 8), 0x88);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
+}
+TORCHACCEL_INLINE F32 f32_merge_even(F32 a, const float* p, uint32_t lanes) {
+  const uint32_t spread = spread_bits(lanes);
+  return {_mm256_or_ps(a.lo, even8(p, spread)), _mm256_or_ps(a.hi, even8(p + 16, spread >> 16))};
+}
+
+// Four weights, and one of them in every lane.
+using Quad = const float*;
+TORCHACCEL_INLINE Quad quad_load(const float* p) { return p; }
+TORCHACCEL_INLINE F32 quad_splat(Quad q, int i) { return f32_splat(q[i]); }
 
 #ifdef TORCHACCEL_VNNI
 

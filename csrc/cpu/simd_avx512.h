@@ -3,8 +3,9 @@
 #define TORCHACCEL_INLINE static inline __attribute__((always_inline))
 
 constexpr int kAccumulators = 24, kTileRows = 8, kTileVectors = 2;
-constexpr int kVectorBytes = 64;  // of one register
+constexpr int kVectorBytes = 64;                       // of one register
 constexpr int kChainVectors1 = 8, kChainVectors4 = 5;  // of a chain's tile, for blocks of 1x4 and 4x4
+constexpr int kRowsAtOnce = 4;                         // of sparse float rows, 6 accumulators each
 
 using I32 = __m512i;
 using F32 = __m512;
@@ -69,6 +70,40 @@ TORCHACCEL_INLINE F32 f32_if_negative(F32 a, F32 b, F32 c) {
 }
 TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+
+// The first n floats, 1 to 16; the others are zero, and are not touched.
+TORCHACCEL_INLINE __mmask16 first_n(int64_t n) { return static_cast<__mmask16>(0xffff >> (16 - n)); }
+TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_n(n), p); }
+TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) { _mm512_mask_storeu_ps(p, first_n(n), a); }
+// Bit i of 16 becomes bit 2 * i.
+TORCHACCEL_INLINE uint32_t spread_bits(uint32_t bits) {
+  bits = (bits | bits << 8) & 0x00ff00ff;
+  bits = (bits | bits << 4) & 0x0f0f0f0f;
+  bits = (bits | bits << 2) & 0x33333333;
+  return (bits | bits << 1) & 0x55555555;
+}
+// Lane i is p[i] where bit i of `lanes` is set, else that of a; nothing else is read.
+TORCHACCEL_INLINE F32 f32_merge(F32 a, const float* p, uint32_t lanes) {
+  return _mm512_mask_loadu_ps(a, static_cast<__mmask16>(lanes), p);
+}
+// The same of p[2 * i].
+TORCHACCEL_INLINE F32 f32_merge_even(F32 a, const float* p, uint32_t lanes) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const uint32_t spread = spread_bits(lanes);
+  const F32 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(spread), p);
+  const F32 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(spread >> 16), p + 16);
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(lanes), a, _mm512_permutex2var_ps(low, even, high));
+}
+
+// Four weights by one load, and one of them (a constant, once loops are unrolled) in every lane.
+using Quad = __m512;
+TORCHACCEL_INLINE Quad quad_load(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+TORCHACCEL_INLINE F32 quad_splat(Quad q, int i) {
+  return i == 0   ? _mm512_permute_ps(q, 0x00)
+         : i == 1 ? _mm512_permute_ps(q, 0x55)
+         : i == 2 ? _mm512_permute_ps(q, 0xaa)
+                  : _mm512_permute_ps(q, 0xff);
 }
 
 #ifdef TORCHACCEL_VNNI

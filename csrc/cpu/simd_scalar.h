@@ -6,8 +6,9 @@
 
 // Accumulators of 16 lanes that fit the register file, and the dense tile (rows x vectors of 16 output channels).
 constexpr int kAccumulators = 4, kTileRows = 4, kTileVectors = 1;
-constexpr int kVectorBytes = 16;  // of one register
+constexpr int kVectorBytes = 16;                       // of one register
 constexpr int kChainVectors1 = 2, kChainVectors4 = 1;  // of a chain's tile, for blocks of 1x4 and 4x4
+constexpr int kRowsAtOnce = 1;                         // of sparse float rows
 
 typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));
@@ -100,6 +101,35 @@ TORCHACCEL_INLINE F32 f32_zero_if_nan(const F32& a) { return a == a ? a : F32{};
 TORCHACCEL_INLINE F32 f32_if_negative(const F32& a, const F32& b, const F32& c) { return a < 0.0f ? b : c; }
 // 2^n, n in -126..127.
 TORCHACCEL_INLINE F32 f32_exp2(const I32& n) { return (F32)((n + 127) << 23); }
+
+// The first n floats, 1 to 16; the others are zero, and are not touched.
+TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) {
+  F32 a = {};
+  memcpy(&a, p, static_cast<size_t>(n) * 4);
+  return a;
+}
+TORCHACCEL_INLINE void f32_store_n(float* p, const F32& a, int64_t n) { memcpy(p, &a, static_cast<size_t>(n) * 4); }
+// Lane i is p[i] where bit i of `lanes` is set, else that of a; nothing else is read.
+TORCHACCEL_INLINE F32 f32_merge(const F32& a, const float* p, uint32_t lanes) {
+  F32 merged = a;
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) merged[i] = p[i];
+  }
+  return merged;
+}
+// The same of p[2 * i].
+TORCHACCEL_INLINE F32 f32_merge_even(const F32& a, const float* p, uint32_t lanes) {
+  F32 merged = a;
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) merged[i] = p[2 * i];
+  }
+  return merged;
+}
+
+// Four weights, and one of them in every lane.
+using Quad = const float*;
+TORCHACCEL_INLINE Quad quad_load(const float* p) { return p; }
+TORCHACCEL_INLINE F32 quad_splat(Quad q, int i) { return f32_splat(q[i]); }
 
 // 16 groups of 4 bytes: unsigned activations, signed weights.
 using X = U32;

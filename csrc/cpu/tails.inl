@@ -1,4 +1,4 @@
-// Loads and stores of fewer than 16 elements, through a buffer; missing elements are zero.
+// Loads and stores of fewer than 16 integers, through a buffer; missing elements are zero.
 #pragma once
 
 template <typename T>
@@ -11,9 +11,6 @@ struct Tail {
 TORCHACCEL_INLINE I32 i32_load_n(const int32_t* p, int64_t n) {
   return n == 16 ? i32_load(p) : i32_load(Tail<int32_t>(p, n).v);
 }
-TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) {
-  return n == 16 ? f32_load(p) : f32_load(Tail<float>(p, n).v);
-}
 TORCHACCEL_INLINE I32 i32_load_s8_n(const int8_t* p, int64_t n) {
   return n == 16 ? i32_load_s8(p) : i32_load_s8(Tail<int8_t>(p, n).v);
 }
@@ -21,12 +18,6 @@ TORCHACCEL_INLINE I32 i32_load_u8_n(const uint8_t* p, int64_t n) {
   return n == 16 ? i32_load_u8(p) : i32_load_u8(Tail<uint8_t>(p, n).v);
 }
 
-TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) {
-  if (n == 16) return f32_store(p, a);
-  Tail<float> tail;
-  f32_store(tail.v, a);
-  memcpy(p, tail.v, static_cast<size_t>(n) * 4);
-}
 TORCHACCEL_INLINE void i32_store_s8_n(int8_t* p, I32 a, int64_t n) {
   if (n == 16) return i32_store_s8(p, a);
   Tail<int8_t> tail;

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from torchaccel.graph.chain import chain
+from torchaccel.graph.layouts import forget_contiguous, keep_contiguous
 from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import module_of, set_module, trace
 from torchaccel.nn import (
@@ -72,7 +73,7 @@ def _half(node: fx.Node) -> bool:
 
 
 def connect(graph: fx.GraphModule) -> None:
-    """Set int8 outputs and residuals where every reader takes them, and share quantizations, in place."""
+    """Set int8 outputs and residuals where every reader takes them, share quantizations, settle layouts; in place."""
     nodes = list(graph.graph.nodes)
     for node in nodes:
         uses = list(_uses(graph, node))
@@ -87,12 +88,13 @@ def connect(graph: fx.GraphModule) -> None:
                 adding.set_residual(wanted.scale, wanted.zero_point)
     for node in nodes:
         _share_quantization(graph, node)
+    keep_contiguous(graph)
     graph.graph.lint()
     graph.recompile()
 
 
 def disconnect(graph: fx.GraphModule) -> None:
-    """Undo `connect`, in place: int8 layers quantize their inputs themselves and give floats back.
+    """Undo `connect`, in place: int8 layers quantize their inputs themselves and give floats back, nothing is copied.
 
     The layers that change are replaced by copies.
     """
@@ -107,6 +109,7 @@ def disconnect(graph: fx.GraphModule) -> None:
             alone = copy.deepcopy(module)
             alone.set_float()
             set_module(graph, str(node.target), alone)
+    forget_contiguous(graph)
     graph.delete_all_unused_submodules()
     graph.recompile()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchaccel.ops import _check, _tiles, blocks
 
 TILES = ("packed", "tile_columns", "tile_offsets")
-"""The buffers that hold the weight as the CUDA kernels read it, None on a CPU."""
+"""The buffers that hold the weight as a kernel reads it; on a CPU the first of them at most."""
 
 
 def block_grid(
@@ -47,7 +47,7 @@ def set_tiles(module: nn.Module, made: _tiles.Packed | None) -> None:
 
 def why_no_gain(packed: Tensor | None, tile_columns: Tensor | None) -> str | None:
     """Why a CUDA kernel takes as long for these pruned weights as for dense ones, or None; None on a CPU as well."""
-    if packed is None or tile_columns is not None or _tiles.holds_two_four(packed):
+    if packed is None or packed.dtype != torch.int8 or tile_columns is not None or _tiles.holds_two_four(packed):
         return None
     return "its zeros leave no tile of 64 x 64 empty and are not 2:4, which is what CUDA kernels skip"
 

@@ -28,7 +28,8 @@ class SparseConv2d(PackedModule):
         blocks: how many blocks are kept.
         dtype: of the weights: "float32", "float16" or "bfloat16".
 
-    Shape: x [N, C, H, W] of the weights' dtype, any strides. Returns [N, O, OH, OW], channels_last.
+    Shape: x [N, C, H, W] of the weights' dtype, any strides. Returns [N, O, OH, OW], channels_last; on a CPU
+    contiguous, unless x is channels_last.
 
     Equivalent to `nn.Conv2d` with the dense weight.
     """

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchaccel.ops import _check, _conv, _epilogue, _tiles, blocks
-from torchaccel.ops._library import define, run, too_old
+from torchaccel.ops._library import define, has_kernel, run, too_old
 
-OP = "sparse_conv2d"
+OP, PACK = "sparse_conv2d", "pack_sparse_f32"
 
 
 def _reference(
@@ -34,8 +34,15 @@ def _reference(
     y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
     if residual is not None:
         y = y + residual
-    y = _epilogue.activate(y, activation)
-    return _conv.empty_nhwc(y.shape, y.dtype, y.device).copy_(y)
+    return _empty(x, y.shape).copy_(_epilogue.activate(y, activation))
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The output: channels_last, on a CPU contiguous where `x` is not channels_last."""
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if nhwc or x.device.type != "cpu":
+        return _conv.empty_nhwc(shape, x.dtype, x.device)
+    return x.new_empty(shape)
 
 
 def _fake(
@@ -44,7 +51,7 @@ def _fake(
 ):  # fmt: skip
     size = _conv.output_size(x.shape[2:], kernel_size, stride, padding, dilation)
     out_channels = (row_offsets.shape[0] - 1) * values.shape[1]
-    return _conv.empty_nhwc((x.shape[0], out_channels, *size), x.dtype, x.device)
+    return _empty(x, (x.shape[0], out_channels, *size))
 
 
 define(
@@ -54,6 +61,13 @@ define(
     _reference,
     _fake,
 )
+
+
+def _no_reference(values: Tensor, columns: Tensor, row_offsets: Tensor, depth: int) -> Tensor:
+    raise RuntimeError(f"{PACK}: the layout belongs to the native CPU kernel, which packs before tracing")
+
+
+define(f"{PACK}(Tensor values, Tensor columns, Tensor row_offsets, int depth) -> Tensor", _no_reference, _no_reference)
 
 
 def _refused(dtype: torch.dtype, in_channels: int, kernel_size: Sequence[int]) -> str | None:
@@ -67,13 +81,18 @@ def _refused(dtype: torch.dtype, in_channels: int, kernel_size: Sequence[int]) -
 
 def supports(device: torch.device, *, dtype: torch.dtype, in_channels: int, kernel_size: Sequence[int]) -> str | None:
     """Why no native kernel serves these facts on `device`, or None where one does."""
+    if device.type == "cpu" and dtype != torch.float32:
+        return f"the CPU kernel takes torch.float32, not {dtype}"
     return None if device.type != "cuda" else _refused(dtype, in_channels, kernel_size) or too_old(device)
 
 
 def pack_sparse(
     values: Tensor, columns: Tensor, row_offsets: Tensor, in_channels: int, kernel_size: Sequence[int]
 ) -> _tiles.Packed | None:
-    """Lay out compressed weights for the CUDA kernel; whatever their blocks, it skips tiles of zeros and uses 2:4.
+    """Lay out compressed weights for the kernel of their device.
+
+    The CPU kernel takes float32: single nonzeros, or columns of 4 rows where blocks are a multiple of that high. The
+    CUDA kernel skips tiles of zeros and uses 2:4, whatever the blocks.
 
     Args:
         values: [blocks, rows, columns] float, with columns and row_offsets as in `ops.blocks`.
@@ -82,9 +101,12 @@ def pack_sparse(
     Returns:
         What the arguments `packed`, `tile_columns` and `tile_offsets` take, or None where no kernel wants it.
     """
+    depth = kernel_size[0] * kernel_size[1] * in_channels
+    if values.dtype == torch.float32 and has_kernel(PACK, values.device):
+        return _tiles.Packed(torch.ops.torchaccel.pack_sparse_f32(values, columns, row_offsets, depth), None, None)
     if _refused(values.dtype, in_channels, kernel_size) is not None or not _tiles.wanted(OP, values.device):
         return None
-    return _tiles.pack(blocks.to_matrix(values, columns, row_offsets, kernel_size[0] * kernel_size[1] * in_channels))
+    return _tiles.pack(blocks.to_matrix(values, columns, row_offsets, depth))
 
 
 def sparse_conv2d(
@@ -113,11 +135,11 @@ def sparse_conv2d(
         bias: [O]; residual: [N, O, OH, OW]; both of the dtype of `x`.
         stride, padding, dilation: two integers each (height, width).
         activation: "none", "relu", "relu6", "gelu" or "silu"; after the residual.
-        packed, tile_columns, tile_offsets: what `pack_sparse` returned; on CUDA packed anew at each call, with nothing
+        packed, tile_columns, tile_offsets: what `pack_sparse` returned; packed anew at each call, on CUDA with nothing
             skipped, where they are not given.
 
     Returns:
-        [N, O, OH, OW] of the dtype of `x`, channels_last.
+        [N, O, OH, OW] of the dtype of `x`, channels_last; on a CPU contiguous, unless `x` is channels_last.
 
     Raises:
         ValueError: a wrong shape, dtype or device.

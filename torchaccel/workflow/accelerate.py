@@ -14,9 +14,10 @@ from torchaccel.graph.choose_chains import choose_chains
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.workflow.candidates import Candidates, candidates
-from torchaccel.workflow.graphed import Graphed, graphed
+from torchaccel.workflow.graphed import Graphed
 from torchaccel.workflow.inputs import check_inputs
 from torchaccel.workflow.progress import Progress
+from torchaccel.workflow.running import inner, running
 
 
 def choose_layers(
@@ -39,7 +40,7 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     float layer with their dequantized weights takes their place. Pruned float layers get sparse kernels on the same
     terms. A model that torch.fx cannot trace is converted layer by layer; `accelerated.notes` says so. If the whole is
     not faster than the model as it came, a copy of that is returned. On a GPU the result replays CUDA graphs, see
-    `workflow.graphed`.
+    `workflow.graphed`; on a CPU it may run a batch in slices, see `workflow.sliced`.
 
     Args:
         model: float, pruned by `sparsify_`, or quantized by `quantize_`; it stays as it is.
@@ -57,13 +58,12 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     check_inputs(example_inputs)
     progress = Progress()
     device = example_inputs[0].device
-    if isinstance(model, Graphed):
-        model = model.model
+    model = inner(model)
     work = finalize_masks_(copy.deepcopy(model).eval())
     prepared = prepare(work, example_inputs, protected=why_kept(work))
     found = candidates(prepared, device)
     winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
-    fast = graphed(assemble(prepared.dense, winners, chained), device)
+    fast = running(assemble(prepared.dense, winners, chained), example_inputs)
     notes = [] if prepared.note is None else [prepared.note]
     given = finalize_masks_(copy.deepcopy(model).eval())
     with measure.inference():

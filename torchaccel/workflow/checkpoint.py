@@ -37,6 +37,7 @@ from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.report import replacing
 from torchaccel.workflow.forms import Cast
 from torchaccel.workflow.graphed import Graphed
+from torchaccel.workflow.sliced import Sliced
 
 KEY = "torchaccel"
 FORMAT = 1
@@ -59,19 +60,21 @@ _CASTS = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _WORDS = {layer: word for word, layer in LAYERS.items()}
 
 
-def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None, bool]:
-    """The module inside the forms that `optimize` may return; what it is cast to; whether CUDA graphs run it."""
-    cast, graphs = None, False
+def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """The module inside the forms that `optimize` may return, and what these forms are."""
+    cast, graphs, slices = None, False, None
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, Graphed):
             inner, graphs = model.model, True
+        if isinstance(model, Sliced):
+            inner, slices = model.model, model.size
         if inner is None and isinstance(model, Cast):
             dtype = None if model.dtype is None else str(model.dtype).removeprefix("torch.")
             cast = {"dtype": dtype, "channels_last": model.channels_last}
             inner = model.model
         if inner is None:
-            return model, cast, graphs
+            return model, {"cast": cast, "cuda_graphs": graphs, "slices": slices}
         model = inner
 
 
@@ -150,12 +153,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Equivalent to `safetensors.torch.save_file(model.state_dict(), path)`, with what `load` needs to know beside it.
     """
-    model, cast, graphs = _bare(model)
+    model, form = _bare(model)
     model, chains = _unchained(model)
     stored, aliases = _compact(model.state_dict())
-    metadata = json.dumps(
-        _describe(model) | {"aliases": aliases, "cast": cast, "cuda_graphs": graphs, "chains": chains}
-    )
+    metadata = json.dumps(_describe(model) | {"aliases": aliases, "chains": chains} | form)
     with replacing(path) as temporary:
         save_file(stored, temporary, {KEY: metadata})
 
@@ -194,6 +195,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"chains is {chains!r}, accepted is a list of names of layers")
         if (cast := metadata.get("cast")) is not None and cast["dtype"] not in _CASTS:
             raise ValueError(f"it is cast to {cast['dtype']!r}, accepted are {', '.join(map(str, _CASTS))}")
+        if (slices := metadata.get("slices")) is not None and not (isinstance(slices, int) and slices >= 1):
+            raise ValueError(f"its slices are {slices!r}, accepted is at least 1")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"load: the metadata of {path} is not torchaccel's: {error}") from error
     return metadata
@@ -283,6 +286,8 @@ def load(
         if isinstance(module, QuantizeInt8):
             module.to(device)
     model = _recast(model, metadata.get("cast")).eval()
+    if (slices := metadata.get("slices")) is not None:
+        model = Sliced(model, slices)
     return Graphed(model) if metadata.get("cuda_graphs") else model
 
 

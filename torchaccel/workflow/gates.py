@@ -12,9 +12,9 @@ from torchaccel import measure
 from torchaccel.graph.choose import Choice
 from torchaccel.graph.connect import assemble
 from torchaccel.workflow.forms import Form
-from torchaccel.workflow.graphed import graphed
 from torchaccel.workflow.inputs import Evaluate, evaluated
 from torchaccel.workflow.progress import Progress
+from torchaccel.workflow.running import running
 
 
 def moved(reference: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
@@ -48,7 +48,7 @@ def hold_accuracy(
     Returns:
         The model, the choices as they are now, what `evaluate` gave last, and notes for the report.
     """
-    fast = graphed(assemble(dense, winners, chained), inputs[0].device)
+    fast = running(assemble(dense, winners, chained), inputs)
     with progress.step("checking accuracy", 1) as tick:
         value = evaluated(evaluate, fast, "optimized")
         tick()
@@ -64,7 +64,7 @@ def hold_accuracy(
                 tick()
             back, group = min(back + group, len(order)), group * 2
             kept = {name: winners[name] for name in winners if name not in order[:back]}
-            fast = graphed(assemble(dense, kept, kept.keys() & set(chained)), inputs[0].device)
+            fast = running(assemble(dense, kept, kept.keys() & set(chained)), inputs)
             value = evaluated(evaluate, fast, "optimized")
     restored = set(order[:back])
     choices = [

@@ -29,10 +29,10 @@ from torchaccel.workflow.candidates import Int8, candidates
 from torchaccel.workflow.evidence import Evidence, build_report
 from torchaccel.workflow.forms import Form
 from torchaccel.workflow.gates import hold_accuracy, moved, too_inexact
-from torchaccel.workflow.graphed import Graphed, graphed
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
 from torchaccel.workflow.progress import Progress
 from torchaccel.workflow.result import Result
+from torchaccel.workflow.running import inner, running
 
 
 def optimize(
@@ -87,8 +87,7 @@ def optimize(
         )
     progress = Progress()
     notes: list[str] = []
-    if isinstance(model, Graphed):
-        model = model.model
+    model = inner(model)
     original = finalize_masks_(copy.deepcopy(model).eval())  # masks would slow the baseline down
     before = None if evaluate is None else evaluated(evaluate, original, "original")
 
@@ -121,7 +120,7 @@ def optimize(
         notes.extend(restored)
         refuse = partial(too_inexact, evaluate=evaluate, at_least=at_least)
     else:
-        fast = graphed(assemble(prepared.dense, winners, chained), example_inputs[0].device)
+        fast = running(assemble(prepared.dense, winners, chained), example_inputs)
         notes.append(f"outputs moved by {moved(original, fast, example_inputs):.2%} on the example inputs")
 
     fused = Form("folded and fused", prepared.dense, "the graph of torchaccel with every layer in dense float")

@@ -1,0 +1,226 @@
+// Weight-sparse float32 convolution: 96 output pixels in lanes, weights broadcast.
+//
+// A nonzero costs a broadcast of its weight and one multiply-add for each vector of pixels, whose operand comes from a
+// panel in L1 (panel_f32.inl), wherever its column lies. Four output channels are computed together, to overlap the
+// latencies of their loads and sums; channels with as many nonzeros share a group, so that loops end where they are
+// predicted to. Each step's offsets are read a step ahead: behind the loads of the vectors, which keep both ports busy,
+// they would come too late. A deep K is taken in chunks, the sums of up to 1024 channels waiting in L2 meanwhile. Bias,
+// residual and activation are applied in registers where the output is contiguous; for channels_last the sums are
+// transposed first. Roofline: the two loads a cycle, 7 for 6 multiply-adds. Sums are fused multiply-adds in ascending
+// K, rounded once a product.
+#pragma once
+
+#include "epilogue.inl"
+#include "panel_f32.inl"
+
+// Sums stay in registers only where loops over them are gone.
+#define TORCHACCEL_UNROLL _Pragma("GCC unroll 8")
+
+// The offsets of kRows rows from `p` on, 16 bits each.
+template <int kRows>
+TORCHACCEL_INLINE uint64_t load_offsets(const uint16_t* p) {
+  uint64_t word = 0;
+  memcpy(&word, p, sizeof(uint16_t) * kRows);
+  return word;
+}
+
+// sums [kRows][kVectors] of rows `row` .. `row + kRows - 1` of a group.
+template <int kRows, int kVectors, bool kShared>
+TORCHACCEL_INLINE void multiply_group(const float* values, const uint16_t* offsets, int64_t steps, int row,
+                                      const float* panel, F32 (&sums)[kRows][kVectors]) {
+  constexpr int kOffsets = kShared ? 1 : kRows, kStep = kShared ? 1 : kGroupRows;
+  const char* const data = reinterpret_cast<const char*>(panel);
+  uint64_t next = load_offsets<kOffsets>(offsets);
+  for (int64_t i = 0; i < steps; ++i, values += kGroupRows) {
+    const uint64_t word = next;
+    offsets += kStep;
+    next = load_offsets<kOffsets>(offsets);
+    asm volatile("" : "+r"(next));  // keeps the load here
+    const Quad quad = quad_load(values);
+    if (kShared) {
+      const float* x = reinterpret_cast<const float*>(data + word);
+      TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const F32 pixels = f32_load(x + 16 * v);
+        TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) sums[r][v] =
+            f32_fma(pixels, quad_splat(quad, row + r), sums[r][v]);
+      }
+    } else {
+      TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) {
+        const float* x = reinterpret_cast<const float*>(data + static_cast<uint16_t>(word >> 16 * r));
+        const F32 weight = quad_splat(quad, row + r);
+        TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] =
+            f32_fma(f32_load(x + 16 * v), weight, sums[r][v]);
+      }
+    }
+  }
+}
+
+// Residual and activation of n sums, whose place in the output is `at`.
+TORCHACCEL_INLINE void finish_f32(const OutputF32& out, int64_t at, F32 y, int64_t n) {
+  const bool rectified = out.activation == Activation::kRelu || out.activation == Activation::kRelu6;
+  if (out.residual != nullptr) y = f32_add(y, f32_load_n(out.residual + at, n));
+  y = f32_max(f32_splat(rectified ? 0.0f : -__builtin_inff()), y);  // NaN as the second operand stays NaN
+  if (out.activation != Activation::kNone && out.activation != Activation::kRelu) y = activate(out.activation, y);
+  f32_store_n(out.data + at, y, n);
+}
+
+// What the groups of one tile and chunk have in common.
+struct ChunkF32 {
+  const float* panel;
+  float* sums;  // of the slab, [kSlabRows][kTilePixels]
+  const float* bias;
+  bool begins, ends;  // the first chunk takes the bias, the last one stores the output
+};
+
+// A row of a tile from `sums`, image by image.
+static void finish_row(const Tile& tile, const OutputF32& out, int64_t channel, const float* sums) {
+  int64_t row = tile.row;
+  for (const int64_t end = tile.row + tile.count; row < end;) {
+    const int64_t n = row / out.plane, pixel = row % out.plane;
+    const int64_t last = (n + 1) * out.plane < end ? (n + 1) * out.plane : end;
+    const int64_t at = (n * out.channels + channel) * out.plane + pixel;
+    const float* from = sums + (row - tile.row);
+    for (int64_t i = 0; i < last - row; i += 16) {
+      finish_f32(out, at + i, f32_load(from + i), last - row - i < 16 ? last - row - i : 16);
+    }
+    row = last;
+  }
+}
+
+// Whole vectors of one image, and nothing but a residual and a rectifier: in registers.
+template <int kVectors>
+TORCHACCEL_INLINE void finish_sums(const F32 (&sums)[kVectors], const float* residual, F32 floor, float* to) {
+  TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const F32 y = residual == nullptr ? sums[v] : f32_add(sums[v], f32_load(residual + 16 * v));
+    f32_store(to + 16 * v, f32_max(floor, y));
+  }
+}
+
+template <int kVectors, bool kShared>
+static void multiply_slab(const SparseF32& given, const OutputF32& to, const Tile& tile, const ChunkF32& of,
+                          int64_t slab, int64_t list) {
+  const SparseF32 weights = given;
+  const OutputF32 out = to;
+  const ChunkF32 chunk = of;  // copies: a store of floats might change what a reference leads to
+  const int64_t image = tile.row / out.plane, pixel = tile.row % out.plane;
+  const bool ends = chunk.ends && !out.channels_last;
+  const bool direct = ends && tile.count == 16 * kVectors && pixel + tile.count <= out.plane &&
+                      (out.activation == Activation::kNone || out.activation == Activation::kRelu);
+  const F32 floor = f32_splat(out.activation == Activation::kRelu ? 0.0f : -__builtin_inff());
+  const int32_t* group = weights.group + 3 * weights.first[list];
+  alignas(64) float row_sums[kTilePixels];
+  for (const int32_t* last = weights.group + 3 * weights.first[list + 1]; group < last; group += 3) {
+    uint8_t rows[kGroupRows];
+    memcpy(rows, group + 2, kGroupRows);
+    const uint16_t* offsets = weights.offsets + group[0] * weights.offsets_a_step();
+    for (int row = 0; row < kGroupRows; row += kRowsAtOnce) {
+      if (row > 0 && rows[row] == rows[row - 1]) break;  // a repeated row is done
+      F32 sums[kRowsAtOnce][kVectors];
+      TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
+        const int64_t place = rows[row + r];
+        const float* before = chunk.sums + place * kTilePixels;
+        const F32 bias = f32_splat(chunk.bias == nullptr ? -0.0f : chunk.bias[slab * kSlabRows + place]);
+        TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) {
+          sums[r][v] = chunk.begins ? bias : f32_load(before + 16 * v);
+        }
+      }
+      multiply_group<kRowsAtOnce, kVectors, kShared>(
+          weights.values + group[0] * kGroupRows, kShared ? offsets : offsets + row, group[1], row, chunk.panel, sums);
+      TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
+        const int64_t place = rows[row + r], channel = slab * kSlabRows + place;
+        if (direct) {
+          const int64_t at = (image * out.channels + channel) * out.plane + pixel;
+          finish_sums(sums[r], out.residual == nullptr ? nullptr : out.residual + at, floor, out.data + at);
+        } else {
+          float* after = ends ? row_sums : chunk.sums + place * kTilePixels;
+          TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) f32_store(after + 16 * v, sums[r][v]);
+          if (ends) finish_row(tile, to, channel, row_sums);
+        }
+      }
+    }
+  }
+}
+
+using MultiplySlab = void (*)(const SparseF32&, const OutputF32&, const Tile&, const ChunkF32&, int64_t, int64_t);
+
+template <bool kShared>
+static MultiplySlab multiply_slab_of(int64_t pixels) {
+  if (pixels > 64) return multiply_slab<6, kShared>;
+  if (pixels > 32) return multiply_slab<4, kShared>;
+  return pixels > 16 ? multiply_slab<2, kShared> : multiply_slab<1, kShared>;
+}
+
+// Sums [rows][kTilePixels] of the output channels from `channel` on, into a channels_last output.
+static void finish_channels_last(const Tile& tile, const OutputF32& out, const float* sums, int64_t channel,
+                                 int64_t rows) {
+  alignas(64) float turned[16 * kLanes];
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const int64_t lanes = rows - r < kLanes ? rows - r : kLanes;
+    for (int64_t p = 0; p < tile.count; p += 16) {
+      const uint8_t* from[16];
+      for (int i = 0; i < 16; ++i) {  // channels that do not exist repeat the first, and are not stored
+        from[i] = reinterpret_cast<const uint8_t*>(sums + (i < lanes ? r + i : r) * kTilePixels + p);
+      }
+      transpose16(from, 16, 0, reinterpret_cast<uint8_t*>(turned), 4 * kLanes);
+      const int64_t pixels = tile.count - p < 16 ? tile.count - p : 16;
+      for (int64_t i = 0; i < pixels; ++i) {
+        finish_f32(out, (tile.row + p + i) * out.channels + channel + r, f32_load(turned + i * kLanes), lanes);
+      }
+    }
+  }
+}
+
+static void sparse_f32(const ImageF32& image, const SparseF32& weights, const OutputF32& out, int64_t begin,
+                       int64_t end, uint8_t* scratch) {
+  const int64_t slabs = weights.slabs(), chunks = weights.chunks();
+  float* panel = reinterpret_cast<float*>(scratch);
+  float* sums = reinterpret_cast<float*>(scratch + kPanelF32Bytes);
+  uint8_t* padding = scratch + sparse_f32_bytes(weights) - kLanes * 64;
+  Tile tile;
+  int64_t filled = -1;
+  for (int64_t task = begin; task < end;) {
+    const int64_t index = task / slabs, slab = task % slabs;
+    int64_t run = kRunSlabs < end - task ? kRunSlabs : end - task;
+    run = run < slabs - slab ? run : slabs - slab;
+    if (filled != index) set_tile(image.in, index, tile);
+    const MultiplySlab multiply = (weights.shared ? multiply_slab_of<true> : multiply_slab_of<false>)(tile.count);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t k = c * kDepthChunk, stop = c + 1 < chunks ? k + kDepthChunk : weights.depth;
+      if (chunks > 1 || filled != index) fill_panel(image, tile, k, stop, panel, padding);
+      filled = index;
+      for (int64_t s = 0; s < run; ++s) {
+        const ChunkF32 chunk = {panel, sums + s * kSlabRows * kTilePixels, out.bias, c == 0, c + 1 == chunks};
+        multiply(weights, out, tile, chunk, slab + s, (slab + s) * chunks + c);
+      }
+    }
+    if (out.channels_last) {
+      const int64_t channel = slab * kSlabRows, left = out.channels - channel;
+      finish_channels_last(tile, out, sums, channel, left < run * kSlabRows ? left : run * kSlabRows);
+    }
+    task += run;
+  }
+}
+
+// Whether slabs [begin, end) lead nowhere out of the weights, their slabs and the panel; the lists are known to rise.
+static bool sparse_f32_valid(const SparseF32& weights, int64_t begin, int64_t end) {
+  const int64_t chunks = weights.chunks();
+  const int32_t* group = weights.group;
+  const int64_t low = weights.first_step(begin), high = weights.first_step(end);
+  bool valid = low >= 0 && low <= high && high <= weights.steps;
+  for (int64_t slab = begin; slab < end && valid; ++slab) {
+    const int64_t left = weights.channels - slab * kSlabRows, rows = left < kSlabRows ? left : kSlabRows;
+    const uint32_t last = static_cast<uint32_t>(rows - 1);
+    for (int64_t g = weights.first[slab * chunks]; g < weights.first[(slab + 1) * chunks]; ++g) {
+      const uint32_t places = static_cast<uint32_t>(group[3 * g + 2]);
+      valid = valid && group[3 * g] >= low && group[3 * g + 1] >= 0 &&
+              int64_t{group[3 * g]} + group[3 * g + 1] <= high && (places & 0xff) <= last &&
+              (places >> 8 & 0xff) <= last && (places >> 16 & 0xff) <= last && places >> 24 <= last;
+    }
+  }
+  if (!valid) return false;
+  const uint16_t* offsets = weights.offsets + low * weights.offsets_a_step();
+  const int64_t count = (high - low) * weights.offsets_a_step();
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = offsets[i] > largest ? offsets[i] : largest;
+  return largest <= kDepthChunk * kPanelStride;
+}
