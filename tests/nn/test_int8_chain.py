@@ -33,15 +33,18 @@ def equal(y: Tensor, expected: Tensor) -> None:
     assert torch.equal(y, expected), f"{(y != expected).sum()} of {y.numel()} differ"
 
 
-def by_reference(chain: Int8Chain, x: Tensor) -> Tensor:
-    p = chain.plan(x)
+def by_reference(chain: Int8Chain, x: Tensor, lanes: int = 1) -> Tensor:
+    p = chain.plan(x, lanes)
     assert p is not None
-    return _reference(x, p.steps, p.values, p.indices, p.floats, p.arena, p.parts, p.out_size, p.out_dtype)
+    return _reference(
+        x, p.steps, p.values, p.indices, p.floats, p.arena, p.arena_bytes, p.late_steps, p.lanes, p.out_size,
+        p.out_dtype,
+    )  # fmt: skip
 
 
 @CASES
 @given(
-    recipe=recipes(), n=st.integers(1, 9), threads=st.integers(1, 3), late=st.sampled_from([0, 500, 1 << 18]),
+    recipe=recipes(), n=st.integers(1, 19), threads=st.integers(1, 3), late=st.sampled_from([0, 500, 1 << 18]),
     layout=st.sampled_from(["nchw", "channels_last", "gaps"]), finite=st.booleans(),
 )  # fmt: skip
 def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: str, finite: bool) -> None:
@@ -49,8 +52,7 @@ def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: 
     x = images(recipe, n, finite)
     with mock.patch.object(_chain_plan, "LATE_BYTES", late), torch.no_grad():
         chain, expected = Int8Chain(body), body(x)
-        assert chain.plan(x) is not None
-        equal(by_reference(chain, x[:1]), expected[:1])
+        equal(by_reference(chain, x[:1], max(n // threads, 1)), expected[:1])
         for isa in ISAS:
             with running_on(isa, threads):
                 equal(chain(laid_out(x, layout)), expected)
@@ -90,9 +92,9 @@ def test_layers_whose_weights_do_not_fit_the_cache(isa: str, pattern: str, monke
     recipe = Recipe((Layer(channels=192), wide, wide, Layer(channels=8)), (8, 11, 17))
     body = make(recipe)
     chain = Int8Chain(body)
-    plan = chain.plan(images(recipe, 1))
-    assert plan is not None and plan.parts[2] == 2, "the wide layers come late"
-    for n, threads in ((1, 1), (1, 2), (3, 1), (10, 1), (5, 2), (9, 3)):
+    plan = chain.plan(images(recipe, 1), 2)
+    assert plan is not None and 0 < plan.late_steps < len(plan.steps), "the wide layers come late"
+    for n, threads in ((1, 1), (1, 2), (3, 1), (10, 1), (5, 2), (9, 3), (20, 2)):
         x = images(recipe, n)
         with running_on(isa, threads), torch.no_grad():
             equal(chain(x), body(x))
@@ -109,7 +111,7 @@ def test_several_layers_read_the_tensor_outside(ranges: tuple[int, int], dtype: 
     body, x = make(recipe), images(recipe, 3)
     assert len(next(iter(body.graph.nodes)).users) == 2
     chain = Int8Chain(body)
-    loads = chain.plan(x).steps[:, 0].tolist().count(0)  # type: ignore[union-attr]
+    loads = chain.plan(x, 1).steps[:, 0].tolist().count(0)  # type: ignore[union-attr]
     assert loads == len(set(ranges))
     for isa in ISAS:
         with running_on(isa, 2), torch.no_grad():

@@ -35,17 +35,21 @@ def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch() -> None:
     chain = Int8Chain(make(FLOATS))
     with running_on(_native.isa() or "", 2):
         same(chain, images(FLOATS, 1))
-        plan = chain.plan(images(FLOATS, 1))
+        plan = chain.plan(images(FLOATS, 1), 1)
         assert plan is not None
         first = plan.arena
         same(chain, images(FLOATS, 1))
-        assert plan.arena is first and chain.plan(images(FLOATS, 7)) is plan
-        same(chain, images(FLOATS, 7))
+        assert plan.arena is first and chain.plan(images(FLOATS, 3), 1) is plan
+        same(chain, images(FLOATS, 3))
         assert plan.arena.numel() > first.numel()
         larger = plan.arena
-        for n in (7, 1, 3):
+        for n in (3, 1, 2):
             same(chain, images(FLOATS, n))
         assert plan.arena is larger
+        same(chain, images(FLOATS, 8))
+        together = chain.plan(images(FLOATS, 8), 4)
+        assert together is not None and together.arena.numel() > together.arena_bytes
+        assert together.values is plan.values, "the weights are kept once"
         assert not _native.isa() or int(plan.arena.any()), "the kernel works in this memory"
 
 
@@ -68,8 +72,8 @@ def test_plans_of_the_last_sizes_are_kept() -> None:
     chain = Int8Chain(make(FLOATS))
     for width in (*range(5, 15), 5):
         for _ in range(2):
-            same(chain, torch.randn(2, 8, 9, width))
-    assert [size[2] for size, _ in chain._plans] == [*range(8, 15), 5]
+            same(chain, torch.randn(1, 8, 9, width))
+    assert [size[2] for size, *_ in chain._plans] == [*range(8, 15), 5]
 
 
 def test_copies_hold_no_plans_and_give_the_same() -> None:
@@ -103,7 +107,7 @@ def test_sums_that_no_int32_holds_run_layer_by_layer() -> None:
     chain = Int8Chain(body)
     body.get_submodule("layer1").bias[3] = 3e30  # type: ignore[index]
     with pytest.raises(_chain_plan.UnplannableError, match="too far"):
-        _chain_plan.build(body, (8, 9, 10), torch.float32)
+        _chain_plan.build(body, (8, 9, 10), torch.float32, 1)
     same(chain, x)
     assert list(chain._plans.values()) == [None]
 
@@ -133,7 +137,7 @@ def test_layers_that_were_not_connected_have_no_plan() -> None:
         layer = body.get_submodule("layer3")
         getattr(layer, f"{role}_zero_point").add_(1)
         with pytest.raises(_chain_plan.UnplannableError, match="range"):
-            _chain_plan.build(body, (8, 9, 10), torch.float32)
+            _chain_plan.build(body, (8, 9, 10), torch.float32, 1)
         same(Int8Chain(body), images(FLOATS, 2))
 
 

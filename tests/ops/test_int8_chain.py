@@ -14,7 +14,7 @@ from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import _library
-from torchaccel.ops.int8_chain import STEP_INTS, TOGETHER, Step, arena_bytes, supports
+from torchaccel.ops.int8_chain import STEP_INTS, Step, supports
 
 RECIPE = Recipe((Layer(channels=8, kernel=(3, 3)), Layer(channels=6)), (8, 6, 7), torch.uint8)
 X = images(RECIPE, 2)
@@ -22,8 +22,8 @@ BODY = make(RECIPE)
 
 
 def arguments(**changed: object) -> dict:
-    plan = _chain_plan.build(BODY, RECIPE.size, RECIPE.dtype)
-    names = ("values", "indices", "floats", "arena", "parts", "out_size", "out_dtype")
+    plan = _chain_plan.build(BODY, RECIPE.size, RECIPE.dtype, 1)
+    names = "values", "indices", "floats", "arena", "arena_bytes", "late_steps", "lanes", "out_size", "out_dtype"
     return {"x": X, "plan": plan.steps} | {name: getattr(plan, name) for name in names} | changed
 
 
@@ -44,9 +44,9 @@ def arguments(**changed: object) -> dict:
         ({"indices": torch.zeros(3)}, "indices is torch.float32"),
         ({"floats": torch.zeros(3, dtype=torch.int8)}, "floats is torch.int8"),
         ({"arena": torch.zeros(3)}, "arena is torch.float32"),
-        ({"parts": (64, 64)}, r"parts is \(64, 64\)"),
-        ({"parts": (-64, 64, 0)}, r"parts is \(-64, 64, 0\)"),
-        ({"parts": (64, 64, 99)}, "the first late of 4 steps"),
+        ({"late_steps": -1}, "late_steps and lanes are -1 and 1, accepted are 0 to 4 and at least 1"),
+        ({"late_steps": 99}, "late_steps and lanes are 99 and 1"),
+        ({"lanes": 0}, "late_steps and lanes are 4 and 0"),
         ({"out_size": (6, 4)}, r"out_size is \(6, 4\), the plan gives \(6, 4, 5\)"),
         ({"out_size": (6, 5, 5)}, r"out_size is \(6, 5, 5\)"),
         ({"out_dtype": torch.float64}, "out_dtype is torch.float64"),
@@ -62,7 +62,7 @@ def test_bad_input(changed: dict, says: str, route: str, monkeypatch: pytest.Mon
 def test_memory_that_is_too_small_or_taken() -> None:
     given = arguments()
     expected = ops.int8_chain(**given)
-    size = arena_bytes(given["parts"], 2, torch.get_num_threads())
+    size = 2 * given["arena_bytes"] + 128
     for arena in (torch.zeros(size, dtype=torch.uint8), torch.zeros(size + 13, dtype=torch.uint8)[13:]):
         for _ in range(2):
             assert torch.equal(ops.int8_chain(**given | {"arena": arena}), expected)
@@ -73,10 +73,8 @@ def test_memory_that_is_too_small_or_taken() -> None:
         assert torch.equal(expected, BODY(X))
 
 
-def test_how_much_memory_a_call_takes() -> None:
-    parts = 640, 64, 1
-    assert [arena_bytes(parts, n, 2) - 128 for n in (1, 2, 3, 4, 99)] == [704, 1408, 1408, 1536, 2 * (640 + 8 * 64)]
-    assert TOGETHER == 8 and len(fields(Step)) == STEP_INTS
+def test_a_step_is_as_long_as_its_fields() -> None:
+    assert len(fields(Step)) == STEP_INTS == arguments()["plan"].shape[1]
 
 
 def test_where_it_runs() -> None:

@@ -10,7 +10,6 @@ from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import _native, ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import blocks
-from torchaccel.ops.int8_chain import arena_bytes
 
 OPS = torch.ops.torchaccel
 NO_TILES = (None, None, None)
@@ -43,10 +42,11 @@ def _chain(size: tuple[int, int, int], n: int, dtype: torch.dtype, average: torc
     torch.manual_seed(0)
     layers = Layer(channels=8, kernel=(3, 3), padding=(1, 1)), Layer(channels=6, pattern="1x4", dtype=torch.int8)
     recipe = Recipe(layers, size, dtype, average=average)
-    plan = _chain_plan.build(make(recipe), size, dtype)
-    arena = torch.zeros(arena_bytes(plan.parts, n, torch.get_num_threads()), dtype=torch.uint8)
+    plan = _chain_plan.build(make(recipe), size, dtype, 2)
+    arena = torch.zeros(plan.arena_bytes + 128, dtype=torch.uint8)
     tensors = plan.steps, plan.values, plan.indices, plan.floats, arena
-    return images(recipe, n), *tensors, list(plan.parts), list(plan.out_size), plan.out_dtype
+    numbers = plan.arena_bytes, plan.late_steps, plan.lanes
+    return images(recipe, n), *tensors, *numbers, list(plan.out_size), plan.out_dtype
 
 
 def _cases() -> list[tuple[str, tuple]]:

@@ -116,7 +116,8 @@ class _Machine:
                 part = pixels[:, y0 :: s.stride_h, x0 :: s.stride_w]
                 at = s.y + s.y_lead + (ph * s.phases_w + pw) * s.phase
                 at += (y0 + s.pad_h) // s.stride_h * s.y_pitch + (x0 + s.pad_w) // s.stride_w * 4 * s.y_lanes
-                self.arena[self._places(at, s.y_plane, s.y_pitch, s.planes, *part.shape[1:3], s.y_lanes)] = part
+                h, w = part.shape[1:3]
+                self.arena[self._places(at, s.y_plane, s.y_pitch, s.planes, h, w, s.y_lanes)] = part
 
     def _weights(self, s: Step) -> tuple[Tensor, Tensor]:
         """Where the taps lie, and [O, taps * 4] weights for them."""
