@@ -16,7 +16,8 @@ enum class ChainKind : int64_t { kLoad, kSplit, kConv, kMaxPool, kAverage, kStor
 // All in bytes unless said otherwise; the order of the fields is that of `Step` in torchaccel/ops/int8_chain.py.
 struct ChainStep {
   int64_t kind;
-  int64_t x, x_plane, x_pitch;  // the input's first pixel in the arena, from a plane to the next, from a row to the next
+  int64_t x, x_plane,
+      x_pitch;  // the input's first pixel in the arena, from a plane to the next, from a row to the next
   int64_t y, y_plane, y_pitch;
   int64_t residual, residual_plane;      // -1: none; places as those of y
   int64_t planes;                        // of the output

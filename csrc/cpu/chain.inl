@@ -60,10 +60,10 @@ template <int V, bool kResidual>
 static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
                       const int32_t* rows) {
   constexpr int kSets = V <= 4 && 2 * V <= kAccumulators ? 2 : 1;
-  I32 even[V];    // steps of channel 0, then 2
-  Pair first[V];  // of channels 0 and 1
+  I32 even[V];       // steps of channel 0, then 2
+  Pair first[V];     // of channels 0 and 1
   TORCHACCEL_UNROLL  // a branch of its own for the end of each row is predicted better
-  for (int c = 0; c < 4; ++c) {
+      for (int c = 0; c < 4; ++c) {
     I32 sums[kSets][V];
     TORCHACCEL_UNROLL
     for (int s = 0; s < kSets; ++s) {

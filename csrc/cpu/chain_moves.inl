@@ -153,8 +153,9 @@ static void chain_average(const ChainStep& s, const ChainData& d, int64_t begin,
         static_cast<float*>(d.out)[4 * plane + c] = y;
       } else {
         alignas(64) int32_t steps[16];
-        i32_store(steps, i32_round(f32_min(f32_splat(floats[3]), f32_max(f32_splat(floats[2]),
-                                                                         f32_mul(f32_splat(y), f32_splat(floats[1]))))));
+        i32_store(steps,
+                  i32_round(f32_min(f32_splat(floats[3]),
+                                    f32_max(f32_splat(floats[2]), f32_mul(f32_splat(y), f32_splat(floats[1]))))));
         const int32_t q = steps[0] + static_cast<int32_t>(s.zero_point);
         static_cast<uint8_t*>(d.out)[4 * plane + c] = static_cast<uint8_t>(s.flip != 0 ? q ^ 0x80 : q);
       }

@@ -2,8 +2,8 @@
 // that are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
 //
 // A thread takes some images at a time: first one after the other through the early steps, whose activations stay in
-// L2; then all of them together, in lanes, through the late ones, whose weights would not: each part of the weights that
-// does serves all images, and small images fill whole vectors.
+// L2; then all of them together, in lanes, through the late ones, whose weights would not: each part of the weights
+// that does serves all images, and small images fill whole vectors.
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
@@ -211,8 +211,8 @@ void check_sizes(const Arguments& args, const Chain& chain, const Tensor& x, con
   }
 }
 
-Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices, const Tensor& floats,
-                  Tensor arena, int64_t arena_bytes, int64_t late_steps, int64_t lanes,
+Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices,
+                  const Tensor& floats, Tensor arena, int64_t arena_bytes, int64_t late_steps, int64_t lanes,
                   const std::vector<int64_t>& out_size, ScalarType out_dtype) {
   Arguments args("int8_chain", x);
   check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
