@@ -24,10 +24,11 @@ inline void run_dense(const Input& in, const DenseWeights& weights, const Epilog
 inline void run_dense_dynamic(const FloatRows& x, const DenseWeights& weights, const Epilogue& epilogue) {
   const Input in = matrix_input(nullptr, x.rows, x.k, x.is_signed);
   const Kernels& kernel = kernels();
-  run_shares(x.panels() * weights.units(), dense_cycles(x.rows, epilogue.channels, x.k), [&](int64_t begin, int64_t end) {
-    const Scratch scratch(x.quantized_bytes() + in.panel_bytes() + in.gather_bytes());
-    kernel.dense_dynamic(x, weights, epilogue, begin, end, scratch.data());
-  });
+  run_shares(x.panels() * weights.units(), dense_cycles(x.rows, epilogue.channels, x.k),
+             [&](int64_t begin, int64_t end) {
+               const Scratch scratch(x.quantized_bytes() + in.panel_bytes() + in.gather_bytes());
+               kernel.dense_dynamic(x, weights, epilogue, begin, end, scratch.data());
+             });
 }
 
 }  // namespace torchaccel

@@ -5,8 +5,8 @@
 #include "dense.inl"
 #include "quantize.inl"
 
-static void dense_dynamic(const FloatRows& x, const DenseWeights& weights, const Epilogue& e, int64_t begin, int64_t end,
-                          uint8_t* scratch) {
+static void dense_dynamic(const FloatRows& x, const DenseWeights& weights, const Epilogue& e, int64_t begin,
+                          int64_t end, uint8_t* scratch) {
   float* scale = reinterpret_cast<float*>(scratch);  // [kPanelRows]
   int32_t* zero_point = reinterpret_cast<int32_t*>(scratch + kPanelRows * 4);
   uint8_t* q = scratch + kPanelRows * 8;

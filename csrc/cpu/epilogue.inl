@@ -71,8 +71,8 @@ TORCHACCEL_INLINE F32 activate(Activation activation, F32 y) {
   return activation == Activation::kGelu ? gelu(y) : silu(y);
 }
 
-// acc [rows][stride], its 16 columns from `channel` on of which n exist; output rows from `row` on. kPlain: all 16 exist
-// and the activation is none or ReLU; what the rest needs would fill the registers.
+// acc [rows][stride], its 16 columns from `channel` on of which n exist; output rows from `row` on. kPlain: all 16
+// exist and the activation is none or ReLU; what the rest needs would fill the registers.
 template <Type kOut, Type kResidual, bool kPlain>
 static void finish16(const Epilogue& e, const int32_t* acc, int64_t stride, int64_t row, int64_t rows, int64_t channel,
                      int64_t count) {

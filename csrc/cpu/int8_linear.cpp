@@ -1,4 +1,5 @@
-// int8_linear: a matrix product as a 1x1 convolution over M images of one pixel; int8_linear_dynamic: the same of floats.
+// int8_linear: a matrix product as a 1x1 convolution over M images of one pixel; int8_linear_dynamic: the same of
+// floats.
 #include <torch/csrc/stable/library.h>
 
 #include "arguments.h"
@@ -37,8 +38,9 @@ Tensor int8_linear_dynamic(const Tensor& x, const Tensor& b, const Tensor& colsu
   check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float});
   const bool is_signed = is_signed_int8(args.op(), "dtype", dtype);
   const LinearSizes s = linear_sizes(args.op(), "x", x, b);
-  Epilogue epilogue = make_epilogue(
-      args, {colsum, {}, scale_b, {}, bias, activation, out_dtype, scale_out, zero_point_out}, s.m, s.n, s.k, is_signed);
+  Epilogue epilogue =
+      make_epilogue(args, {colsum, {}, scale_b, {}, bias, activation, out_dtype, scale_out, zero_point_out}, s.m, s.n,
+                    s.k, is_signed);
   Tensor kept_packed = b;
   const DenseWeights weights = dense_weights(args, b, 1, packed, kept_packed);
   const Tensor rows = in_order(x);
