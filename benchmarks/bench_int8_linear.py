@@ -1,35 +1,58 @@
-"""int8_linear, float32 out, against oneDNN's float32 linear with packed weights (what a frozen torch.compile calls)."""
+"""int8_linear, float32 out, against oneDNN's float32 linear with packed weights (what a frozen torch.compile calls).
+
+Beside it layers that quantize their input at each call: torch's by each of its engines, and Int8Linear. With --cold
+each step goes round copies of its weights that together exceed the caches.
+"""
+
+import copy
+import warnings
 
 import torch
+from torch import nn
 
-from _common import Bench
+from _common import Bench, rotated
 from torchaccel import ops
+from torchaccel.nn import Int8Linear
 
 SHAPES = [(m, n, k) for n, k in ((768, 768), (3072, 768), (768, 3072), (4096, 4096)) for m in (1, 4, 16, 64, 128, 512)]
 
 
+ENGINES = [name for name in ("x86", "onednn", "fbgemm") if name in torch.backends.quantized.supported_engines]
+
+
+def torch_dynamic(linear: nn.Linear, engine: str) -> nn.Module:
+    """torch's dynamically quantized layer, packed for one of its engines."""
+    torch.backends.quantized.engine = engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will move to torchao
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(copy.deepcopy(linear)), {nn.Linear})[0]
+
+
 def main() -> None:
-    bench = Bench("int8_linear", "oneDNN float32 prepacked")
+    bench = Bench("int8_linear", "oneDNN float32 prepacked", cold=True)
     for m, n, k in SHAPES:
-        x, weight, bias = torch.randn(m, k), torch.randn(n, k), torch.randn(n)
-        reordered = torch.ops.mkldnn._reorder_linear_weight(weight, m)
-        a, b = torch.randint(-127, 128, (m, k), dtype=torch.int8), torch.randint(-127, 128, (n, k), dtype=torch.int8)
-        packed, colsum, scale_b = ops.pack_int8(b), b.sum(1, dtype=torch.int32), torch.rand(n) * 0.01
-        scale = torch.tensor([0.02])
+        x, copies = torch.randn(m, k), bench.copies(n * k)
+        linears = [nn.Linear(k, n) for _ in range(copies)]
+        reordered = [torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), m) for linear in linears]
+        layers = [Int8Linear.from_float(linear) for linear in linears]
+        a, scale = torch.randint(-127, 128, (m, k), dtype=torch.int8), torch.tensor([0.02])
 
-        def static(a=a, b=b, scale=scale, scale_b=scale_b, bias=bias, colsum=colsum, packed=packed):
-            return ops.int8_linear(a, b, scale, scale_b, None, bias, colsum=colsum, packed=packed)
+        def onednn(w, x=x, bias=linears[0].bias):
+            return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
 
-        def dynamic(x=x, b=b, scale_b=scale_b, bias=bias, colsum=colsum, packed=packed):
-            q, scales, _ = ops.quantize_int8_dynamic(x)
-            return ops.int8_linear(q, b, scales, scale_b, None, bias, colsum=colsum, packed=packed)
+        def static(layer, a=a, scale=scale):
+            return ops.int8_linear(
+                a, layer.weight, scale, layer.scale, None, layer.bias, colsum=layer.colsum, packed=layer.packed
+            )
+
+        def call(layer, x=x):
+            return layer(x)
 
         steps = {
-            "oneDNN": lambda x=x, w=reordered, bias=bias: torch.ops.mkldnn._linear_pointwise(
-                x, w, bias, "none", [], ""
-            ),
-            "int8": static,
-            "int8 with dynamic quantization": dynamic,
+            "oneDNN": rotated(onednn, reordered),
+            "int8": rotated(static, layers),
+            **{name: rotated(call, [torch_dynamic(linear, name) for linear in linears]) for name in ENGINES},
+            "Int8Linear, dynamic": rotated(call, layers),
         }
         bench.row(f"M={m} N={n} K={k}", m * n * k / 1e9, "GMAC/s", steps)
     bench.finish()
