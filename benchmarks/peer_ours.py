@@ -22,6 +22,7 @@ from torchaccel.graph.prepare import prepare
 from torchaccel.workflow.accelerate import choose_layers
 from torchaccel.workflow.candidates import candidates
 from torchaccel.workflow.progress import Progress
+from torchaccel.workflow.running import running
 
 
 def optimized(model: nn.Module, x: Tensor, int8: Int8Static | None) -> nn.Module:
@@ -30,7 +31,7 @@ def optimized(model: nn.Module, x: Tensor, int8: Int8Static | None) -> nn.Module
     ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], [(x,)], int8, 1) if int8 else {}
     found = candidates(prepared, x.device, int8, ranges)
     winners, _, chained = choose_layers(prepared, found, (x,), ChoiceCache(), Progress())
-    return assemble(prepared.dense, winners, chained)
+    return running(assemble(prepared.dense, winners, chained), (x,))
 
 
 def build(form: str, weights: str, images: np.ndarray) -> Run:
