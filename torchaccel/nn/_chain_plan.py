@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
+from torchaccel.nn._chain_layout import LINE, Entry, Plane, fit
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_conv2d import Int8Conv2d
@@ -20,7 +21,6 @@ from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
 from torchaccel.ops import blocks
 from torchaccel.ops.int8_chain import LANES, Kind, Step
 
-LINE = 64
 TILES = {1: 8, 4: 10, 0: 10}
 """Vectors of a tile by the rows of a block: what registers hold with AVX-512, once or twice."""
 LATE_BYTES = 256 << 10
@@ -53,73 +53,6 @@ def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
     return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
 
 
-@dataclass(eq=False)
-class _Plane:
-    """An activation: [planes][rows][pitch] places of four channels; with phases where a stride reads it."""
-
-    planes: int
-    h: int
-    w: int
-    zero_point: int
-    stride: tuple[int, int] = (1, 1)
-    pad: tuple[int, int] = (0, 0)
-    phases: tuple[int, int] = (1, 1)
-    # What is read around the pixels, in places: above, below, left, right.
-    halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    pitch: int = 0
-    lanes: int = 1
-    at: int = 0
-    steps: list[int] = field(default_factory=list)  # that write or read it
-
-    def is_copy(self) -> bool:
-        """Whether it was laid out for one window, its padding before it."""
-        return self.stride != (1, 1) or self.pad != (0, 0)
-
-    def reach(self, top: int, bottom: int, left: int, right: int) -> None:
-        self.halo = [max(a, b) for a, b in zip(self.halo, (top, bottom, left, right), strict=True)]
-
-    def rows(self) -> int:
-        """Of one phase."""
-        return -(-(self.h + self.pad[0]) // self.stride[0]) + self.halo[0] + self.halo[1]
-
-    def least_pitch(self) -> int:
-        return -(-(self.w + self.pad[1]) // self.stride[1]) + max(self.halo[2], self.halo[3])
-
-    def lead(self) -> int:
-        """Bytes from where a plane begins to its first pixel, or to the first place of its first phase."""
-        places = (self.halo[0] * self.pitch + self.halo[2]) * self.lanes
-        return -(-places // LANES) * LINE
-
-    def vectors(self) -> int:
-        return -(-((self.h - 1) * self.pitch + self.w) * self.lanes // LANES)
-
-    def phase_bytes(self) -> int:
-        return -(-4 * (self.rows() * self.pitch * self.lanes + LANES) // LINE) * LINE
-
-    def plane_bytes(self) -> int:
-        """An odd number of cache lines, so that planes spread over the cache's sets."""
-        if self.is_copy():
-            lines = self.phases[0] * self.phases[1] * self.phase_bytes() // LINE
-        else:
-            places = LANES * self.vectors() + (self.halo[1] * self.pitch + self.halo[3]) * self.lanes
-            lines = self.lead() // LINE + -(-places // LANES)
-        return (lines | 1) * LINE
-
-
-def _fit(planes: list[_Plane], start: int) -> int:
-    """First fit, by when each activation is written first and read last; returns where the last one ends."""
-    placed: list[tuple[int, int, _Plane]] = []
-    for plane in sorted(planes, key=lambda p: -p.planes * p.plane_bytes()):
-        size, at = plane.planes * plane.plane_bytes() + 2 * LINE, start
-        for begin, end, other in sorted(placed, key=lambda p: p[0]):
-            apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
-            if not apart and at < end and begin < at + size:
-                at = end
-        plane.at = at
-        placed.append((at, at + size, plane))
-    return max((end for _, end, _ in placed), default=start) + 4 * LINE
-
-
 @dataclass
 class Plan:
     """What `ops.int8_chain` takes besides x."""
@@ -136,32 +69,6 @@ class Plan:
     arena: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
 
-@dataclass(eq=False)
-class _Entry:
-    """A step with what it reads and writes; the places are filled in once all are known."""
-
-    step: Step
-    x: _Plane | None = None
-    y: _Plane | None = None
-    residual: _Plane | None = None
-    # Of what the step's offsets are made: columns, and the taps that these count along (tap, plane of the input).
-    columns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    taps: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def planes(self) -> list[_Plane]:
-        return [plane for plane in (self.x, self.y, self.residual) if plane is not None]
-
-    def over_places(self) -> bool:
-        """Whether it runs over places, rather than over the pixels of one image."""
-        return self.step.kind in (Kind.CONV, Kind.MAX_POOL)
-
-    def weight_bytes(self) -> int:
-        if self.step.kind != Kind.CONV:
-            return 0
-        each = self.step.planes * 16 if self.step.block_rows == 0 else 4 * self.step.block_rows + 4
-        return self.columns.numel() * each
-
-
 def _padded_weight(module: Int8Conv2d) -> Tensor:
     """[ceil(O / 4), kh * kw * ceil(C / 4), 4, 4]: blocks of 4 outputs x 4 inputs."""
     o, c, kh, kw = module.weight.shape
@@ -173,15 +80,15 @@ def _padded_weight(module: Int8Conv2d) -> Tensor:
 class _Builder:
     def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype) -> None:
         self.body, self.size, self.dtype = body, size, dtype
-        self.planes: list[_Plane] = []
-        self.linked: list[tuple[_Plane, _Plane]] = []  # of one pitch
-        self.entries: list[_Entry] = []
+        self.planes: list[Plane] = []
+        self.linked: list[tuple[Plane, Plane]] = []  # of one pitch
+        self.entries: list[Entry] = []
         self.offsets_at: dict[int, int] = {}  # where offsets start -> which tensor of `indices` they are
         self.values: list[Tensor] = []
         self.indices: list[Tensor] = []
         self.floats: list[Tensor] = []
-        self.value_of: dict[fx.Node, _Plane] = {}
-        self.outside: dict[InputRange, _Plane] = {}
+        self.value_of: dict[fx.Node, Plane] = {}
+        self.outside: dict[InputRange, Plane] = {}
         self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
 
     # What steps index.
@@ -197,13 +104,13 @@ class _Builder:
         self.offsets_at[start] = len(self.indices) - 1
         return start
 
-    def _plane(self, *args, **kwargs) -> _Plane:
-        self.planes.append(_Plane(*args, **kwargs))
+    def _plane(self, *args, **kwargs) -> Plane:
+        self.planes.append(Plane(*args, **kwargs))
         return self.planes[-1]
 
     # Steps.
 
-    def load(self, range: InputRange) -> _Plane:
+    def load(self, range: InputRange) -> Plane:
         """The tensor outside, as bytes; a second reader with the same range shares it."""
         _require(self.dtype in (torch.float32, range.dtype), "x is int8 of another dtype")
         if range not in self.outside:
@@ -217,19 +124,19 @@ class _Builder:
                 Kind.LOAD, planes=plane.planes, h=h, w=w, channels=c, flip=flip, zero_point=plane.zero_point,
                 floats=self._store(self.floats, floats, torch.float32),
             )  # fmt: skip
-            self.entries.append(_Entry(step, y=plane))
+            self.entries.append(Entry(step, y=plane))
         return self.outside[range]
 
     def _windowed(
         self,
-        x: _Plane,
+        x: Plane,
         kernel: tuple[int, int],
         stride: tuple[int, int],
         pad: tuple[int, int],
         dilation: tuple[int, int],
         zero_point: int,
         copy: bool,
-    ) -> tuple[_Plane, list[tuple[int, int, int]], tuple[int, int]]:
+    ) -> tuple[Plane, list[tuple[int, int, int]], tuple[int, int]]:
         """x as a window reads it: in phases where there is a stride; the taps as (phase, rows, columns); (OH, OW)."""
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         oh, ow = ((s + 2 * p - r - 1) // st + 1 for s, p, r, st in zip((x.h, x.w), pad, reach, stride, strict=True))
@@ -259,7 +166,7 @@ class _Builder:
                 setattr(loaded.step, name, getattr(step, name))
             loaded.y = y
         else:
-            self.entries.append(_Entry(step, x, y))
+            self.entries.append(Entry(step, x, y))
         taps = []
         for ky in range(kernel[0]):
             for kx in range(kernel[1]):
@@ -276,7 +183,7 @@ class _Builder:
             value, readers = readers[0], list(readers[0].users)
         return len(readers) == 1 and readers[0].args.count(value) == 1
 
-    def conv(self, m: Int8Conv, x: _Plane, residual: _Plane | None) -> _Plane:
+    def conv(self, m: Int8Conv, x: Plane, residual: Plane | None) -> Plane:
         window = m.kernel_size, m.stride, m.padding, m.dilation
         x, taps, (oh, ow) = self._windowed(x, *window, x.zero_point, copy=False)
         given, asked = m.input_range(), _output_range(m)
@@ -325,10 +232,10 @@ class _Builder:
             columns = torch.arange(packed.shape[1])
         step.tile = TILES[step.block_rows]
         step.offsets = self._reserve(columns.numel())
-        self.entries.append(_Entry(step, x, y, residual, columns.long(), taps))
+        self.entries.append(Entry(step, x, y, residual, columns.long(), taps))
         return y
 
-    def max_pool(self, m: Int8MaxPool2d, x: _Plane) -> _Plane:
+    def max_pool(self, m: Int8MaxPool2d, x: Plane) -> Plane:
         window = m.kernel_size, m.stride, m.padding, m.dilation
         _require(all(2 * p <= k for p, k in zip(m.padding, m.kernel_size, strict=True)), "too much padding")
         copy = m.stride != (1, 1) or m.padding != (0, 0)
@@ -337,10 +244,10 @@ class _Builder:
         self.linked.append((source, y))
         step = Step(Kind.MAX_POOL, planes=x.planes, blocks=len(taps), zero_point=y.zero_point)
         step.offsets = self._reserve(len(taps))
-        self.entries.append(_Entry(step, source, y, None, torch.arange(len(taps)) * x.planes, taps))
+        self.entries.append(Entry(step, source, y, None, torch.arange(len(taps)) * x.planes, taps))
         return y
 
-    def average(self, m: Int8AdaptiveAvgPool2d, x: _Plane, channels: int) -> None:
+    def average(self, m: Int8AdaptiveAvgPool2d, x: Plane, channels: int) -> None:
         given = m.input_range()
         assert given is not None
         count = torch.tensor(float(x.h * x.w))
@@ -356,12 +263,12 @@ class _Builder:
             residual_zero_point=x.zero_point,
             floats=self._store(self.floats, torch.stack([factor, inverse, *bounds]), torch.float32),
         )  # fmt: skip
-        self.entries.append(_Entry(step, x))
+        self.entries.append(Entry(step, x))
         self.out = (channels, 1, 1), m.output_dtype
 
-    def store(self, x: _Plane, channels: int, dtype: torch.dtype) -> None:
+    def store(self, x: Plane, channels: int, dtype: torch.dtype) -> None:
         step = Step(Kind.STORE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=dtype == torch.int8)
-        self.entries.append(_Entry(step, x))
+        self.entries.append(Entry(step, x))
         self.out = (channels, x.h, x.w), dtype
 
     # The body.
@@ -408,7 +315,7 @@ class _Builder:
                     if residual is not None:
                         self._check_residual(m, y, residual, *channels[node.args[1]])
 
-    def _check_residual(self, m: Int8Conv, y: _Plane, residual: _Plane, channels: int, dtype: torch.dtype) -> None:
+    def _check_residual(self, m: Int8Conv, y: Plane, residual: Plane, channels: int, dtype: torch.dtype) -> None:
         _require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
         assert m.residual_zero_point is not None
         zero_point = int(m.residual_zero_point) + (128 if dtype == torch.int8 else 0)
@@ -419,14 +326,14 @@ class _Builder:
     def _set_pitches(self) -> None:
         group = {plane: plane for plane in self.planes}
 
-        def root(plane: _Plane) -> _Plane:
+        def root(plane: Plane) -> Plane:
             while group[plane] is not plane:
                 plane = group[plane]
             return plane
 
         for a, b in self.linked:
             group[root(a)] = root(b)
-        widest: dict[_Plane, int] = {}
+        widest: dict[Plane, int] = {}
         for plane in self.planes:
             widest[root(plane)] = max(widest.get(root(plane), 0), plane.least_pitch())
         for plane in self.planes:
@@ -442,7 +349,7 @@ class _Builder:
         late = [entry for entry in self.entries[first:] if entry.over_places()]
         together = {plane for entry in late for plane in entry.planes()}
         alone = {plane for entry in self.entries[:first] if entry.over_places() for plane in entry.planes()}
-        copies: dict[_Plane, _Plane] = {}
+        copies: dict[Plane, Plane] = {}
         for plane in [plane for plane in self.planes if plane in together & alone]:
             copy = self._plane(plane.planes, plane.h, plane.w, plane.zero_point, halo=list(plane.halo))
             self.linked.append((copy, plane))
@@ -454,7 +361,7 @@ class _Builder:
             plane.lanes = lanes
         for plane, copy in copies.items():
             step = Step(Kind.SPLIT, planes=plane.planes, h=plane.h, w=plane.w, zero_point=plane.zero_point)
-            self.entries.append(_Entry(step, plane, copy))
+            self.entries.append(Entry(step, plane, copy))
         early = [
             entry
             for i, entry in enumerate(self.entries)
@@ -472,10 +379,10 @@ class _Builder:
             for plane in entry.planes():
                 plane.steps.append(i)
         used = [plane for plane in self.planes if plane.steps]
-        end = _fit([plane for plane in used if max(plane.steps) < first_late], 0)
-        return _fit([plane for plane in used if max(plane.steps) >= first_late], end)
+        end = fit([plane for plane in used if max(plane.steps) < first_late], 0)
+        return fit([plane for plane in used if max(plane.steps) >= first_late], end)
 
-    def _masks(self, y: _Plane, seen: dict[tuple[int, int, int, int], int]) -> int:
+    def _masks(self, y: Plane, seen: dict[tuple[int, int, int, int], int]) -> int:
         key = y.h, y.w, y.pitch, y.lanes
         if key not in seen:
             places = torch.arange(LANES * y.vectors()) // y.lanes
