@@ -130,3 +130,14 @@ def test_a_layer_that_adds_what_it_reads() -> None:
     body.recompile()
     with torch.no_grad():
         equal(Int8Chain(body)(x), body(x))
+
+
+def test_a_layer_whose_weights_are_all_zero() -> None:
+    # It has no offsets, so that the next layer's begin where its own would.
+    zero = Layer(channels=8, kernel=(3, 3), padding=(1, 1), pattern="1x4", density=0.0)
+    recipe = Recipe((Layer(), zero, Layer(pool=True, kernel=(3, 3), padding=(1, 1)), Layer(kernel=(3, 3))))
+    body, x = make(recipe), images(recipe, 3)
+    chain = Int8Chain(body)
+    with torch.no_grad():
+        equal(by_reference(chain, x), body(x))
+        equal(chain(x), body(x))

@@ -416,7 +416,7 @@ class _Builder:
                         step.y_tail = y.plane_bytes() - y.lead() - LINE * y.vectors()
             if residual is not None:
                 step.residual, step.residual_plane = residual.at + residual.lead(), residual.plane_bytes()
-            if x is not None and entry.taps:
+            if x is not None and entry.columns.numel():  # a layer whose weights are all zero has no offsets
                 steps = [p * x.phase_bytes() + 4 * x.lanes * (rows * x.pitch + i) for p, rows, i in entry.taps]
                 offsets = torch.tensor(steps)[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
                 self.indices[self.offsets_at[step.offsets]] = offsets.to(torch.int32)
