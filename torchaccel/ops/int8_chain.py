@@ -131,9 +131,10 @@ class _Machine:
             row = torch.repeat_interleave(torch.arange(bounds.numel() - 1, device=bounds.device), bounds.diff())
         taps, tap = offsets.unique(return_inverse=True)
         values = self.values[s.values : s.values + offsets.numel() * rows * 4].view(-1, rows, 4)
-        matrix = torch.zeros(4 * s.planes // rows, rows, taps.numel(), 4, dtype=torch.float64, device=taps.device)
-        matrix[row, :, tap] = values.double()
-        return taps, matrix.view(4 * s.planes, taps.numel() * 4)
+        matrix = torch.zeros(4 * s.planes // rows, taps.numel(), rows, 4, dtype=torch.float64, device=taps.device)
+        # In narrow images two taps may lie in one place, which is then padding that both read.
+        matrix.index_put_((row, tap), values.double(), accumulate=True)
+        return taps, matrix.transpose(1, 2).reshape(4 * s.planes, taps.numel() * 4)
 
     def _write(self, s: Step, q: Tensor) -> None:
         """[16 * vectors, 4 * planes] of steps and zero point; places that are no pixels get the zero point."""
