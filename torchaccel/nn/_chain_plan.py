@@ -26,8 +26,7 @@ TILES = {1: 8, 4: 10, 0: 10}
 LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""
 ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
-
-
+"""The least and greatest output of those that a chain fuses."""
 STEPS = 1 << 15
 """Bounds of activations are kept in 16 bits."""
 MOST_STEPS = 1 << 30
@@ -83,7 +82,6 @@ class _Builder:
         self.planes: list[Plane] = []
         self.linked: list[tuple[Plane, Plane]] = []  # of one pitch
         self.entries: list[Entry] = []
-        self.offsets_at: dict[int, int] = {}  # where offsets start -> which tensor of `indices` they are
         self.values: list[Tensor] = []
         self.indices: list[Tensor] = []
         self.floats: list[Tensor] = []
@@ -96,12 +94,6 @@ class _Builder:
     def _store(self, pool: list[Tensor], tensor: Tensor, dtype: torch.dtype) -> int:
         start = sum(t.numel() for t in pool)
         pool.append(tensor.detach().to(dtype).reshape(-1))
-        return start
-
-    def _reserve(self, count: int) -> int:
-        """Room for offsets, which are known when all activations have their places."""
-        start = self._store(self.indices, torch.zeros(count), torch.int32)
-        self.offsets_at[start] = len(self.indices) - 1
         return start
 
     def _plane(self, *args, **kwargs) -> Plane:
@@ -231,7 +223,6 @@ class _Builder:
             step.values, step.blocks = self._store(self.values, packed, torch.int8), packed.shape[1]
             columns = torch.arange(packed.shape[1])
         step.tile = TILES[step.block_rows]
-        step.offsets = self._reserve(columns.numel())
         self.entries.append(Entry(step, x, y, residual, columns.long(), taps))
         return y
 
@@ -243,7 +234,6 @@ class _Builder:
         y = self._plane(x.planes, oh, ow, x.zero_point)
         self.linked.append((source, y))
         step = Step(Kind.MAX_POOL, planes=x.planes, blocks=len(taps), zero_point=y.zero_point)
-        step.offsets = self._reserve(len(taps))
         self.entries.append(Entry(step, source, y, None, torch.arange(len(taps)) * x.planes, taps))
         return y
 
@@ -317,9 +307,9 @@ class _Builder:
 
     def _check_residual(self, m: Int8Conv, y: Plane, residual: Plane, channels: int, dtype: torch.dtype) -> None:
         _require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
-        assert m.residual_zero_point is not None
-        zero_point = int(m.residual_zero_point) + (128 if dtype == torch.int8 else 0)
-        _require(zero_point == residual.zero_point, "a residual has another range")
+        assert m.residual_scale is not None and m.residual_zero_point is not None
+        expected = InputRange(float(m.residual_scale), int(m.residual_zero_point), dtype)
+        _require(byte_zero_point(expected) == residual.zero_point, "a residual has another range")
 
     # The layout.
 
@@ -416,10 +406,10 @@ class _Builder:
                         step.y_tail = y.plane_bytes() - y.lead() - LINE * y.vectors()
             if residual is not None:
                 step.residual, step.residual_plane = residual.at + residual.lead(), residual.plane_bytes()
-            if x is not None and entry.columns.numel():  # a layer whose weights are all zero has no offsets
+            if x is not None and entry.over_places():
                 steps = [p * x.phase_bytes() + 4 * x.lanes * (rows * x.pitch + i) for p, rows, i in entry.taps]
                 offsets = torch.tensor(steps)[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
-                self.indices[self.offsets_at[step.offsets]] = offsets.to(torch.int32)
+                step.offsets = self._store(self.indices, offsets, torch.int32)
         assert self.out is not None
         empty = [torch.zeros(0)]
         return Plan(
