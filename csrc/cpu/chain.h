@@ -1,58 +1,82 @@
-// A plan of int8_chain: what torchaccel/ops/int8_chain.py lays out, step by step, over one image.
+// A plan of conv_chain: what torchaccel/ops/conv_chain.py lays out, step by step, for one image or a few at a time.
 //
-// An activation lies in the arena as planes of four channels: [C / 4][rows][pitch][4] of uint8 (int8 with its sign bit
-// flipped), with the zero point around it where a convolution pads. A "place" is one pixel of a plane, 4 bytes. Rows
-// share their padding (the right one of a row is the left one of the next), and a stride splits a plane into phases,
-// so that every tap of a convolution is a constant offset from an output's place: kernels run over places alone. Where
-// several images go together, their places alternate ("lanes").
+// A "place" is one pixel of a plane, 4 bytes: one channel of float32, or four of uint8 (int8 with its sign bit
+// flipped). An activation is cut into blocks, grid_h x grid_w of them in each of `images` images, and a vector holds the
+// same place of all blocks: [planes][rows][pitch][16 lanes], where lane ((image * grid_h + i) * grid_w + j) is block
+// (i, j), and rows x columns of vectors are the pixels of one block. So a neighbouring pixel is a neighbouring vector,
+// every tap of a convolution is a constant offset, whatever its stride, and every load is aligned. Around its own
+// pixels a block has a halo of those of its neighbours, or of padding; a step of its own fills it. Lanes and pixels
+// that do not exist hold anything, and are never read by those that do.
 #pragma once
 
 #include <cstdint>
 
 namespace torchaccel {
 
-enum class ChainKind : int64_t { kLoad, kSplit, kConv, kMaxPool, kAverage, kStore };
+enum class ChainKind : int64_t { kLoad, kRelane, kHalo, kConv, kMaxPool, kAverage, kStore };
 
-// All in bytes unless said otherwise; the order of the fields is that of `Step` in torchaccel/ops/int8_chain.py.
+// How an activation is cut into lanes.
+struct ChainGrid {
+  int64_t images, grid_h, grid_w, block_h, block_w;
+};
+
+// All in bytes unless said otherwise; the order of the fields is that of `Step` in torchaccel/ops/conv_chain.py.
 struct ChainStep {
   int64_t kind;
-  int64_t x, x_plane,
-      x_pitch;  // the input's first pixel in the arena, from a plane to the next, from a row to the next
+  int64_t x, x_plane, x_pitch;  // the input's first pixel in the arena, from a plane to the next, from a row to the next
   int64_t y, y_plane, y_pitch;
-  int64_t residual, residual_plane;      // -1: none; places as those of y
-  int64_t planes;                        // of the output
-  int64_t h, w;                          // pixels of the input
-  int64_t stride_h, stride_w;            // of the phases that loading and splitting make
-  int64_t pad_h, pad_w;                  // pixels before the first
-  int64_t phases_h, phases_w, phase;     // phases kept along each axis, and from one to the next
-  int64_t y_lead, y_tail;                // what lies in a plane of y before its first place, and after its last vector
-  int64_t vectors, tile;                 // of 16 places: all, and those of one tile
-  int64_t block_rows;                    // of the weights: 1 or 4, or 0 for all blocks of 4x4 (dense)
-  int64_t blocks;                        // of four output channels where dense; taps of a pooling window
+  int64_t residual, residual_plane, residual_pitch;  // -1: none
+  int64_t planes;            // of the output; of the input where the step ends the chain
+  int64_t h, w;              // pixels of an image that is moved or averaged
+  int64_t channels;          // of the tensor outside
+  int64_t rows, columns;     // vectors of a plane that a convolution or max-pooling makes
+  int64_t x_down, x_across;  // from the input of one output to that of the one below, and to its right
+  ChainGrid x_grid, y_grid;
+  int64_t tile;         // vectors of a row that are computed together, at most
+  int64_t block_rows;   // of int8 weights: 1 or 4, or 0 for all blocks of 4x4 (dense); float32: rows that share offsets
+  int64_t blocks;       // of four output channels where int8 is dense; taps of a pooling window; vectors of a halo
+  int64_t chunks;       // of K, float32
   int64_t values, offsets, row_offsets;  // where they begin; offsets are bytes from an output's place to an input's
-  int64_t starts, masks;                 // where the initial sums, and the bits of the vectors' places begin
-  int64_t floats;                        // where the floats of the step begin
-  int64_t zero_point;                    // of y
-  int64_t residual_zero_point;           // of the residual; of x for the average
-  int64_t channels;                      // of the tensor outside
-  int64_t flip;                          // whether that tensor is int8
-  int64_t x_lanes, y_lanes;              // images whose places alternate
+  int64_t starts;       // where the initial sums of int8 begin, or the groups of float32
+  int64_t lanes;        // where the lanes that a halo takes begin
+  int64_t floats;       // where the floats of the step begin
+  int64_t zero_point;   // of y
+  int64_t residual_zero_point;  // of the residual; of x for the average
+  int64_t flip;         // whether the tensor outside is int8
+  int64_t padding;      // a halo's place outside of the image, as a word
 };
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 
-// What the steps index, and one image of the tensors outside. The floats of a convolution: 1 / scale_out, the least and
-// greatest step, the residual's scale, then scale[4 * planes] and bias[4 * planes]; of loading: 1 / scale, least and
-// greatest step; of the average: scale / pixels, 1 / scale_out, least and greatest step.
+// Output channels of float32 that are one task, and the memory for their sums.
+constexpr int64_t kChainSlab = 128, kChainTile = 8;
+constexpr int64_t kChainScratch = kChainSlab * kChainTile * 64;
+
+// What the steps index, and one image of the tensors outside.
+//
+// The floats of an int8 convolution: 1 / scale_out, the least and greatest step, the residual's scale, then
+// scale[4 * planes] and bias[4 * planes]; of a float32 one: the least and greatest output, then bias[planes]; of
+// loading int8: 1 / scale, least and greatest step; of the average: scale / pixels, 1 / scale_out, least and greatest
+// step.
+//
+// The offsets of a halo: [blocks][3], where a vector goes, where it comes from, both from the first pixel on, and its
+// row of lanes [16], each a lane of the source or -1 for padding.
+//
+// Float32 weights are cut into slabs of output channels x chunks of K, each a list of groups of four channels:
+// row_offsets [slabs * chunks + 1] are the first group of each; starts [groups][6] are a group's first step, its steps,
+// and its channels, the last one repeated where there are fewer than four. A step is one nonzero of each channel: its
+// offset (one for all where they share it) and its value, [steps][4]. A channel that has fewer repeats an offset, with
+// the value 0.
 struct ChainData {
-  const int8_t* values;
+  const void* values;  // int8 or float32
   const int32_t* indices;
   const float* floats;
   uint8_t* arena;
+  float* sums;     // kChainScratch bytes of the thread's own
   const void* in;  // float32 [C, H, W], or bytes [H, W, C]
-  void* out;       // float32 or bytes [C], or bytes [H, W, C]
+  void* out;       // float32 [C, H, W], or bytes [H, W, C]
   bool in_float, out_float;
-  int64_t lane;  // of the image, for the steps that are done image by image
+  int64_t image;  // among those of a vector, for the steps that are done image by image
 };
 
 }  // namespace torchaccel

@@ -17,7 +17,7 @@ from torchaccel.graph.choose_chains import choose_chains
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
 from torchaccel.graph.trace import fingerprint, trace
-from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8Chain, Int8Conv2d
+from torchaccel.nn import Int8AdaptiveAvgPool2d, ConvChain, Int8Conv2d
 
 THREE = Recipe((Layer(kernel=(3, 3)), Layer(), Layer(kernel=(3, 3))))
 ADDING = Recipe((Layer(), Layer(kernel=(3, 3), padding=(1, 1)), Layer(residual=True), Layer()))
@@ -32,8 +32,8 @@ def found(graph: fx.GraphModule, names: list[str] | None = None) -> list[list[st
     return [[str(node.target).replace("layer", "") for node in run] for run in runs(graph, names)]
 
 
-def chains(model: nn.Module) -> list[Int8Chain]:
-    return [module for module in model.modules() if isinstance(module, Int8Chain)]
+def chains(model: nn.Module) -> list[ConvChain]:
+    return [module for module in model.modules() if isinstance(module, ConvChain)]
 
 
 def node(graph: fx.GraphModule, name: str) -> fx.Node:

@@ -105,8 +105,8 @@ def _cases() -> list[tuple[str, tuple]]:
             x = torch.randn(shape).contiguous(memory_format=form)
             cases.append(("sparse_conv2d", (x, values, columns, offsets, _rand(8), None, *geometry, "relu", *NO_TILES)))
         for average in (None, torch.float32, torch.uint8):
-            cases.append(("int8_chain", _chain((c, h, w), n, torch.uint8, average)))
-            cases.append(("int8_chain", _chain((3, h, w), n, torch.float32, average)))
+            cases.append(("conv_chain", _chain((c, h, w), n, torch.uint8, average)))
+            cases.append(("conv_chain", _chain((3, h, w), n, torch.float32, average)))
     return cases
 
 
@@ -131,7 +131,7 @@ def test_every_op_is_covered() -> None:
 NATIVE = (
     "quantize_int8", "quantize_int8_dynamic", "pack_int8", "int8_linear", "int8_linear_dynamic",
     "int8_linear_weight_only", "int8_conv2d", "sparse_int8_conv2d", "int8_max_pool2d", "int8_avg_pool2d", "int8_add",
-    "int8_chain", "sparse_conv2d", "pack_sparse_f32",
+    "conv_chain", "sparse_conv2d", "pack_sparse_f32",
 )  # fmt: skip
 
 

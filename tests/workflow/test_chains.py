@@ -17,7 +17,7 @@ from torchaccel import measure
 from torchaccel.graph.chain import chained
 from torchaccel.graph.choose import Choice
 from torchaccel.graph.connect import assemble
-from torchaccel.nn import Int8Chain
+from torchaccel.nn import ConvChain
 from torchaccel.workflow.checkpoint import KEY, read_metadata
 from torchaccel.workflow.gates import hold_accuracy
 from torchaccel.workflow.progress import Progress
@@ -25,8 +25,8 @@ from torchaccel.workflow.progress import Progress
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
-def chains(model: nn.Module) -> list[Int8Chain]:
-    return [module for module in model.modules() if isinstance(module, Int8Chain)]
+def chains(model: nn.Module) -> list[ConvChain]:
+    return [module for module in model.modules() if isinstance(module, ConvChain)]
 
 
 def output(model: nn.Module, x: Tensor = X) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import torchaccel as ta
 from tests.models import Branching, SmallNet, settled
 from torchaccel import measure
-from torchaccel.nn import Int8Chain
+from torchaccel.nn import ConvChain
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_the_accuracy_gate_puts_layers_back(eager_only, monkeypatch) -> None:
     model, seen = settled(SmallNet()), []
 
     def evaluate(candidate: nn.Module) -> float:
-        int8 = sum(type(m).__name__.startswith("Int8") and type(m) is not Int8Chain for m in candidate.modules())
+        int8 = sum(type(m).__name__.startswith("Int8") and type(m) is not ConvChain for m in candidate.modules())
         seen.append(int8)
         return 1.0 - 0.01 * int8
 

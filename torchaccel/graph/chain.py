@@ -7,8 +7,8 @@ from collections.abc import Collection
 from torch import fx
 
 from torchaccel.graph.trace import has_hooks, module_of
-from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8Chain, Int8Conv2d, SparseInt8Conv2d
-from torchaccel.nn.int8_chain import takes
+from torchaccel.nn import Int8AdaptiveAvgPool2d, ConvChain, Int8Conv2d, SparseInt8Conv2d
+from torchaccel.nn.conv_chain import takes
 from torchaccel.nn.quantize import QuantizeInt8
 
 _CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d)
@@ -70,7 +70,7 @@ def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[li
 
 
 def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
-    """Put an Int8Chain in place of each run, in place."""
+    """Put an ConvChain in place of each run, in place."""
     for run in runs(graph, names):
         body = fx.Graph()
         copies = {run[0].args[0]: body.placeholder("x")}
@@ -81,7 +81,7 @@ def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
         name = f"chain_{run[0].name}"
         while hasattr(graph, name):
             name += "_"
-        graph.add_submodule(name, Int8Chain(fx.GraphModule(modules, body)).eval())
+        graph.add_submodule(name, ConvChain(fx.GraphModule(modules, body)).eval())
         with graph.graph.inserting_after(run[-1]):
             chained = graph.graph.call_module(name, (run[0].args[0],))
         run[-1].replace_all_uses_with(chained)
@@ -100,7 +100,7 @@ def _name_outside(chain: fx.Node, inner: fx.Node) -> str:
 def chained(graph: fx.GraphModule) -> list[str]:
     """The layers that run in chains, by the names that they have outside of them."""
     found = ((node, module_of(graph, node)) for node in graph.graph.nodes)
-    chains = ((node, held.body.graph.nodes) for node, held in found if isinstance(held, Int8Chain))
+    chains = ((node, held.body.graph.nodes) for node, held in found if isinstance(held, ConvChain))
     return [_name_outside(node, inner) for node, body in chains for inner in body if inner.op == "call_module"]
 
 
@@ -108,7 +108,7 @@ def unchain(graph: fx.GraphModule) -> None:
     """Undo `chain`, in place."""
     for node in list(graph.graph.nodes):
         held = module_of(graph, node)
-        if not isinstance(held, Int8Chain):
+        if not isinstance(held, ConvChain):
             continue
         copies = {next(n for n in held.body.graph.nodes if n.op == "placeholder"): node.args[0]}
         with graph.graph.inserting_before(node):

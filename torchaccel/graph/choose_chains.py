@@ -12,7 +12,7 @@ from torchaccel import measure
 from torchaccel.graph.chain import runs
 from torchaccel.graph.choose import Choice, kind
 from torchaccel.graph.connect import assemble
-from torchaccel.nn.int8_chain import takes
+from torchaccel.nn.conv_chain import takes
 
 _BUDGET_S = 1.0  # for one comparison of the whole model
 

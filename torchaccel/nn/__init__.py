@@ -2,7 +2,7 @@
 
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_add import Int8Add
-from torchaccel.nn.int8_chain import Int8Chain
+from torchaccel.nn.conv_chain import ConvChain
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_linear import Int8Linear
 from torchaccel.nn.int8_linear_weight_only import Int8LinearWeightOnly
@@ -15,7 +15,7 @@ __all__ = [
     "Int8AdaptiveAvgPool2d",
     "Int8Add",
     "Int8AvgPool2d",
-    "Int8Chain",
+    "ConvChain",
     "Int8Conv2d",
     "Int8Linear",
     "Int8LinearWeightOnly",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torchaccel.ops.int8_chain import LANES, Kind, Step
+from torchaccel.ops.conv_chain import LANES, Kind, Step
 
 LINE = 64
 """Bytes of a cache line, and of a vector of places."""

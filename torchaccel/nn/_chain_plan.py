@@ -1,4 +1,4 @@
-"""Plans of int8 chains: from the layers of a graph and the size of an image to the steps of `ops.int8_chain`.
+"""Plans of int8 chains: from the layers of a graph and the size of an image to the steps of `ops.conv_chain`.
 
 Layers become steps over activations; then activations of one resolution get one pitch, so that a convolution runs over
 places whatever its window; and each activation gets a part of the arena for as long as it is read.
@@ -19,7 +19,7 @@ from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
 from torchaccel.ops import blocks
-from torchaccel.ops.int8_chain import LANES, Kind, Step
+from torchaccel.ops.conv_chain import LANES, Kind, Step
 
 TILES = {1: 8, 4: 10, 0: 10}
 """Vectors of a tile by the rows of a block: what registers hold with AVX-512, once or twice."""
@@ -54,7 +54,7 @@ def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
 
 @dataclass
 class Plan:
-    """What `ops.int8_chain` takes besides x."""
+    """What `ops.conv_chain` takes besides x."""
 
     steps: Tensor
     values: Tensor

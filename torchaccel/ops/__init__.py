@@ -3,7 +3,7 @@
 from torchaccel.ops._library import has_kernel, load_native, names
 from torchaccel.ops.int8_add import int8_add
 from torchaccel.ops.int8_avg_pool2d import int8_avg_pool2d
-from torchaccel.ops.int8_chain import int8_chain
+from torchaccel.ops.conv_chain import conv_chain
 from torchaccel.ops.int8_conv2d import int8_conv2d
 from torchaccel.ops.int8_linear import int8_linear
 from torchaccel.ops.int8_linear_dynamic import int8_linear_dynamic
@@ -21,7 +21,7 @@ __all__ = [
     "has_kernel",
     "int8_add",
     "int8_avg_pool2d",
-    "int8_chain",
+    "conv_chain",
     "int8_conv2d",
     "int8_linear",
     "int8_linear_dynamic",

@@ -1,4 +1,4 @@
-"""Int8Chain: neighbouring int8 layers that run as one op, in a layout of their own."""
+"""ConvChain: neighbouring int8 layers that run as one op, in a layout of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.ops import _check, has_kernel
-from torchaccel.ops.int8_chain import supports
+from torchaccel.ops.conv_chain import supports
 
 _PLANS = 8
 """Sizes of images whose plans are kept."""
@@ -42,7 +42,7 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
     return isinstance(module, Int8MaxPool2d) and not module.ceil_mode
 
 
-class Int8Chain(nn.Module):
+class ConvChain(nn.Module):
     """A run of int8 layers, from one input to one output, as one op: activations stay in a blocked layout in between.
 
     Args:
@@ -61,8 +61,8 @@ class Int8Chain(nn.Module):
 
     def unsupported(self, device: torch.device) -> str | None:
         """Why no native kernel would serve the chain on `device`, or None."""
-        if not has_kernel("int8_chain", device):
-            return f"no native kernel for int8_chain on {device.type} (see torchaccel doctor)"
+        if not has_kernel("conv_chain", device):
+            return f"no native kernel for conv_chain on {device.type} (see torchaccel doctor)"
         return supports(device)
 
     def plan(self, x: Tensor, lanes: int) -> _chain_plan.Plan | None:
@@ -95,7 +95,7 @@ class Int8Chain(nn.Module):
         size = (threads if each else 1) * p.arena_bytes + 128
         if p.arena.numel() < size:
             p.arena = torch.zeros(size, dtype=torch.uint8)
-        return ops.int8_chain(
+        return ops.conv_chain(
             x, p.steps, p.values, p.indices, p.floats, p.arena, p.arena_bytes, p.late_steps, p.lanes, p.out_size,
             p.out_dtype,
         )  # fmt: skip

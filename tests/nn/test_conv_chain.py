@@ -1,4 +1,4 @@
-"""Int8Chain gives what its layers give, to the bit: on every instruction set, in any number of threads."""
+"""ConvChain gives what its layers give, to the bit: on every instruction set, in any number of threads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.nn.chain_bodies import Layer, Recipe, images, make, recipes, running_on
 from torchaccel import _native
-from torchaccel.nn import Int8Chain, _chain_plan
-from torchaccel.ops.int8_chain import _reference
+from torchaccel.nn import ConvChain, _chain_plan
+from torchaccel.ops.conv_chain import _reference
 
 CASES = settings(max_examples=250, deadline=None, derandomize=True)
 ISAS = _native.isas_available() or ("reference",)
@@ -33,7 +33,7 @@ def equal(y: Tensor, expected: Tensor) -> None:
     assert torch.equal(y, expected), f"{(y != expected).sum()} of {y.numel()} differ"
 
 
-def by_reference(chain: Int8Chain, x: Tensor, lanes: int = 1) -> Tensor:
+def by_reference(chain: ConvChain, x: Tensor, lanes: int = 1) -> Tensor:
     p = chain.plan(x, lanes)
     assert p is not None
     return _reference(
@@ -51,7 +51,7 @@ def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: 
     body = make(recipe)
     x = images(recipe, n, finite)
     with mock.patch.object(_chain_plan, "LATE_BYTES", late), torch.no_grad():
-        chain, expected = Int8Chain(body), body(x)
+        chain, expected = ConvChain(body), body(x)
         equal(by_reference(chain, x[:1], max(n // threads, 1)), expected[:1])
         for isa in ISAS:
             with running_on(isa, threads):
@@ -77,7 +77,7 @@ NET = (
 def test_a_residual_network(isa: str, average: torch.dtype | None) -> None:
     recipe = Recipe(NET, (3, 61, 75), average=average)
     body = make(recipe)
-    chain = Int8Chain(body)
+    chain = ConvChain(body)
     for n, threads in ((1, 1), (1, 2), (1, 3), (2, 2), (5, 2), (7, 3)):
         x = images(recipe, n)
         with running_on(isa, threads), torch.no_grad():
@@ -91,7 +91,7 @@ def test_layers_whose_weights_do_not_fit_the_cache(isa: str, pattern: str, monke
     wide = Layer(channels=192, kernel=(3, 3), padding=(1, 1), pattern=pattern, density=0.9)
     recipe = Recipe((Layer(channels=192), wide, wide, Layer(channels=8)), (8, 11, 17))
     body = make(recipe)
-    chain = Int8Chain(body)
+    chain = ConvChain(body)
     plan = chain.plan(images(recipe, 1), 2)
     assert plan is not None and 0 < plan.late_steps < len(plan.steps), "the wide layers come late"
     for n, threads in ((1, 1), (1, 2), (3, 1), (10, 1), (5, 2), (9, 3), (20, 2)):
@@ -110,7 +110,7 @@ def test_several_layers_read_the_tensor_outside(ranges: tuple[int, int], dtype: 
     recipe = Recipe((first, shortcut), (12, 15, 22), dtype, ranges=ranges)
     body, x = make(recipe), images(recipe, 3)
     assert len(next(iter(body.graph.nodes)).users) == 2
-    chain = Int8Chain(body)
+    chain = ConvChain(body)
     loads = chain.plan(x, 1).steps[:, 0].tolist().count(0)  # type: ignore[union-attr]
     assert loads == len(set(ranges))
     for isa in ISAS:
@@ -129,7 +129,7 @@ def test_a_layer_that_adds_what_it_reads() -> None:
     first.args = first.args * 2
     body.recompile()
     with torch.no_grad():
-        equal(Int8Chain(body)(x), body(x))
+        equal(ConvChain(body)(x), body(x))
 
 
 def test_a_layer_whose_weights_are_all_zero() -> None:
@@ -137,7 +137,7 @@ def test_a_layer_whose_weights_are_all_zero() -> None:
     zero = Layer(channels=8, kernel=(3, 3), padding=(1, 1), pattern="1x4", density=0.0)
     recipe = Recipe((Layer(), zero, Layer(pool=True, kernel=(3, 3), padding=(1, 1)), Layer(kernel=(3, 3))))
     body, x = make(recipe), images(recipe, 3)
-    chain = Int8Chain(body)
+    chain = ConvChain(body)
     with torch.no_grad():
         equal(by_reference(chain, x), body(x))
         equal(chain(x), body(x))

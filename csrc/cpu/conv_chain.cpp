@@ -1,4 +1,4 @@
-// int8_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those
+// conv_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those
 // that are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
 //
 // A thread takes some images at a time: first one after the other through the early steps, whose activations stay in
@@ -211,10 +211,10 @@ void check_sizes(const Arguments& args, const Chain& chain, const Tensor& x, con
   }
 }
 
-Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices,
+Tensor conv_chain(const Tensor& x, const Tensor& plan, const Tensor& values, const Tensor& indices,
                   const Tensor& floats, Tensor arena, int64_t arena_bytes, int64_t late_steps, int64_t lanes,
                   const std::vector<int64_t>& out_size, ScalarType out_dtype) {
-  Arguments args("int8_chain", x);
+  Arguments args("conv_chain", x);
   check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
   check_dtype(args.op(), "out_dtype", out_dtype, {ScalarType::Float, ScalarType::Char, ScalarType::Byte});
   STD_TORCH_CHECK(x.dim() == 4 && out_size.size() == 3, args.op(), ": x has shape ", shape_of(x),
@@ -254,6 +254,6 @@ Tensor int8_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(torchaccel, CPU, m) { m.impl("int8_chain", TORCH_BOX(&int8_chain)); }
+STABLE_TORCH_LIBRARY_IMPL(torchaccel, CPU, m) { m.impl("conv_chain", TORCH_BOX(&conv_chain)); }
 
 }  // namespace torchaccel

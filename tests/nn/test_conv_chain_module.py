@@ -1,4 +1,4 @@
-"""Int8Chain as a module: its memory, its copies, what it leaves to its layers, autograd and torch.compile."""
+"""ConvChain as a module: its memory, its copies, what it leaves to its layers, autograd and torch.compile."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.nn.chain_bodies import Layer, Recipe, images, make, running_on
 from torchaccel import _native
-from torchaccel.nn import Int8Chain, Int8MaxPool2d, _chain_plan
-from torchaccel.nn.int8_chain import takes
+from torchaccel.nn import ConvChain, Int8MaxPool2d, _chain_plan
+from torchaccel.nn.conv_chain import takes
 
 BLOCK = (
     Layer(channels=16, pattern="1x4"),
@@ -32,7 +32,7 @@ def same(chain: torch.nn.Module, x: Tensor) -> None:
 
 
 def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch() -> None:
-    chain = Int8Chain(make(FLOATS))
+    chain = ConvChain(make(FLOATS))
     with running_on(_native.isa() or "", 2):
         same(chain, images(FLOATS, 1))
         plan = chain.plan(images(FLOATS, 1), 1)
@@ -55,7 +55,7 @@ def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_two_python_threads_call_one_chain(n: int) -> None:
-    chain = Int8Chain(make(FLOATS))
+    chain = ConvChain(make(FLOATS))
     xs = [images(FLOATS, n) + i for i in range(8)]
     with torch.no_grad():
         expected = [chain.body(x) for x in xs]
@@ -69,7 +69,7 @@ def test_two_python_threads_call_one_chain(n: int) -> None:
 
 
 def test_plans_of_the_last_sizes_are_kept() -> None:
-    chain = Int8Chain(make(FLOATS))
+    chain = ConvChain(make(FLOATS))
     for width in (*range(5, 15), 5):
         for _ in range(2):
             same(chain, torch.randn(1, 8, 9, width))
@@ -77,7 +77,7 @@ def test_plans_of_the_last_sizes_are_kept() -> None:
 
 
 def test_copies_hold_no_plans_and_give_the_same() -> None:
-    chain, x = Int8Chain(make(FLOATS)), images(FLOATS, 3)
+    chain, x = ConvChain(make(FLOATS)), images(FLOATS, 3)
     with torch.no_grad():
         y = chain(x)
         for copied in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
@@ -97,14 +97,14 @@ def test_copies_hold_no_plans_and_give_the_same() -> None:
     ],
 )
 def test_what_has_no_plan_runs_layer_by_layer(recipe: Recipe, x: Tensor) -> None:
-    chain = Int8Chain(make(recipe))
+    chain = ConvChain(make(recipe))
     same(chain, x)
     assert not chain._plans
 
 
 def test_sums_that_no_int32_holds_run_layer_by_layer() -> None:
     body, x = make(FLOATS), images(FLOATS, 2)
-    chain = Int8Chain(body)
+    chain = ConvChain(body)
     body.get_submodule("layer1").bias[3] = 3e30  # type: ignore[index]
     with pytest.raises(_chain_plan.UnplannableError, match="too far"):
         _chain_plan.build(body, (8, 9, 10), torch.float32, 1)
@@ -125,7 +125,7 @@ def test_sums_that_no_int32_holds_run_layer_by_layer() -> None:
     ],
 )
 def test_bad_input_is_refused_as_by_the_layers(recipe: Recipe, x: Tensor, says: str) -> None:
-    chain = Int8Chain(make(recipe))
+    chain = ConvChain(make(recipe))
     for call in (chain.body.forward, chain):
         with pytest.raises(ValueError, match=says):
             call(x)
@@ -138,11 +138,11 @@ def test_layers_that_were_not_connected_have_no_plan() -> None:
         getattr(layer, f"{role}_zero_point").add_(1)
         with pytest.raises(_chain_plan.UnplannableError, match="range"):
             _chain_plan.build(body, (8, 9, 10), torch.float32, 1)
-        same(Int8Chain(body), images(FLOATS, 2))
+        same(ConvChain(body), images(FLOATS, 2))
 
 
 def test_a_backward_pass_says_that_there_is_none() -> None:
-    chain, x = Int8Chain(make(FLOATS)), images(FLOATS, 2).requires_grad_()
+    chain, x = ConvChain(make(FLOATS)), images(FLOATS, 2).requires_grad_()
     y = chain(x)
     with torch.no_grad():
         assert torch.equal(y, chain(x))
@@ -151,7 +151,7 @@ def test_a_backward_pass_says_that_there_is_none() -> None:
 
 
 def test_memory_made_in_inference_mode_serves_outside_of_it() -> None:
-    chain, x = Int8Chain(make(FLOATS)), images(FLOATS, 2)
+    chain, x = ConvChain(make(FLOATS)), images(FLOATS, 2)
     with torch.inference_mode():
         expected = chain(x)
     assert torch.equal(chain(x), expected)
@@ -159,7 +159,7 @@ def test_memory_made_in_inference_mode_serves_outside_of_it() -> None:
 
 
 def test_it_compiles() -> None:
-    model = torch.nn.Sequential(Int8Chain(make(FLOATS)), torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    model = torch.nn.Sequential(ConvChain(make(FLOATS)), torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
         for n in (2, 5):
@@ -177,7 +177,7 @@ def test_which_layers_a_chain_takes() -> None:
 
 
 def test_its_words() -> None:
-    chain = Int8Chain(make(FLOATS))
+    chain = ConvChain(make(FLOATS))
     assert "layers=5" in repr(chain)
     assert "cuda" in str(chain.unsupported(torch.device("cuda")))
     assert (chain.unsupported(torch.device("cpu")) is None) == (_native.isa() is not None)

@@ -1,4 +1,4 @@
-"""int8_chain: a run of int8 layers in one call, by a plan over one arena; see csrc/cpu/chain.h for the layout."""
+"""conv_chain: a run of int8 layers in one call, by a plan over one arena; see csrc/cpu/chain.h for the layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchaccel.ops import _check, _conv
 from torchaccel.ops._library import define, run
 
-OP = "int8_chain"
+OP = "conv_chain"
 LANES = 16
 """Places of a vector."""
 
@@ -246,7 +246,7 @@ def _check_sizes(x: Tensor, plan: Tensor, late_steps: int, lanes: int, out_size:
             _check.fail(OP, f"out_size is {tuple(out_size)}, the plan gives {made}")
 
 
-def int8_chain(
+def conv_chain(
     x: Tensor,
     plan: Tensor,
     values: Tensor,
@@ -261,7 +261,7 @@ def int8_chain(
 ) -> Tensor:
     """Run the layers of a plan, image by image; the numbers are those of the layers' own ops.
 
-    The plan must be one that `nn.Int8Chain` made for images of this size: its places are not checked again.
+    The plan must be one that `nn.ConvChain` made for images of this size: its places are not checked again.
 
     Args:
         x: [N, C, H, W] float32, int8 or uint8.

@@ -1,6 +1,6 @@
-"""int8_chain: bad input is named, by kernel and reference; memory that is too small or taken does not matter.
+"""conv_chain: bad input is named, by kernel and reference; memory that is too small or taken does not matter.
 
-That its numbers are right is tested in tests/nn/test_int8_chain.py, where plans are made.
+That its numbers are right is tested in tests/nn/test_conv_chain.py, where plans are made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import _library
-from torchaccel.ops.int8_chain import STEP_INTS, Step, supports
+from torchaccel.ops.conv_chain import STEP_INTS, Step, supports
 
 RECIPE = Recipe((Layer(channels=8, kernel=(3, 3)), Layer(channels=6)), (8, 6, 7), torch.uint8)
 X = images(RECIPE, 2)
@@ -55,19 +55,19 @@ def arguments(**changed: object) -> dict:
 def test_bad_input(changed: dict, says: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if route == "reference":
         monkeypatch.setattr(_library, "_native_checks", lambda op, device_type: False)
-    with pytest.raises(ValueError, match=f"int8_chain: .*{says}"):
-        ops.int8_chain(**arguments(**changed))
+    with pytest.raises(ValueError, match=f"conv_chain: .*{says}"):
+        ops.conv_chain(**arguments(**changed))
 
 
 def test_memory_that_is_too_small_or_taken() -> None:
     given = arguments()
-    expected = ops.int8_chain(**given)
+    expected = ops.conv_chain(**given)
     size = 2 * given["arena_bytes"] + 128
     for arena in (torch.zeros(size, dtype=torch.uint8), torch.zeros(size + 13, dtype=torch.uint8)[13:]):
         for _ in range(2):
-            assert torch.equal(ops.int8_chain(**given | {"arena": arena}), expected)
+            assert torch.equal(ops.conv_chain(**given | {"arena": arena}), expected)
     taken = torch.ones(size, dtype=torch.uint8)
-    assert torch.equal(ops.int8_chain(**given | {"arena": taken}), expected)
+    assert torch.equal(ops.conv_chain(**given | {"arena": taken}), expected)
     assert int((taken != 1).sum()) < 4, "another call works in this memory, behind the word that says so"
     with torch.no_grad():
         assert torch.equal(expected, BODY(X))
@@ -81,4 +81,4 @@ def test_where_it_runs() -> None:
     assert supports(torch.device("cpu")) is None
     assert "cuda" in str(supports(torch.device("cuda")))
     x = images(Recipe((), (8, 6, 7)), 2)
-    assert torch.equal(ops.int8_chain(**arguments(x=x[:0].to(torch.uint8))), torch.empty(0, 6, 4, 5, dtype=torch.uint8))
+    assert torch.equal(ops.conv_chain(**arguments(x=x[:0].to(torch.uint8))), torch.empty(0, 6, 4, 5, dtype=torch.uint8))
