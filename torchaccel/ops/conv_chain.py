@@ -14,18 +14,25 @@ from torchaccel.ops._library import define, run
 
 OP = "conv_chain"
 LANES = 16
-"""Places of a vector."""
+"""Places of a vector, 4 bytes each."""
+SLAB = 128
+"""Output channels that are one task of a float32 convolution."""
+TILE = 8
+"""Vectors of a row that it computes together, at most."""
+SCRATCH = SLAB * TILE * 4 * LANES
+"""Bytes for the sums of such a task."""
 
 
 class Kind(IntEnum):
     """What a step does."""
 
     LOAD = 0
-    SPLIT = 1
-    CONV = 2
-    MAX_POOL = 3
-    AVERAGE = 4
-    STORE = 5
+    RELANE = 1
+    HALO = 2
+    CONV = 3
+    MAX_POOL = 4
+    AVERAGE = 5
+    STORE = 6
 
 
 @dataclass
@@ -41,34 +48,39 @@ class Step:
     y_pitch: int = 0
     residual: int = -1
     residual_plane: int = 0
+    residual_pitch: int = 0
     planes: int = 0
     h: int = 0
     w: int = 0
-    stride_h: int = 1
-    stride_w: int = 1
-    pad_h: int = 0
-    pad_w: int = 0
-    phases_h: int = 1
-    phases_w: int = 1
-    phase: int = 0
-    y_lead: int = 0
-    y_tail: int = 0
-    vectors: int = 0
+    channels: int = 0
+    rows: int = 0
+    columns: int = 0
+    x_down: int = 0
+    x_across: int = 0
+    x_images: int = 1
+    x_grid_h: int = 1
+    x_grid_w: int = 1
+    x_block_h: int = 1
+    x_block_w: int = 1
+    y_images: int = 1
+    y_grid_h: int = 1
+    y_grid_w: int = 1
+    y_block_h: int = 1
+    y_block_w: int = 1
     tile: int = 1
     block_rows: int = 0
     blocks: int = 0
+    chunks: int = 0
     values: int = 0
     offsets: int = 0
     row_offsets: int = 0
     starts: int = 0
-    masks: int = 0
+    lanes: int = 0
     floats: int = 0
     zero_point: int = 0
     residual_zero_point: int = 0
-    channels: int = 0
     flip: int = 0
-    x_lanes: int = 1
-    y_lanes: int = 1
+    padding: int = 0
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
