@@ -1,9 +1,9 @@
 """Every op: schema, reference, fake and public function. The only place that names `torch.ops.torchaccel`."""
 
 from torchaccel.ops._library import has_kernel, load_native, names
+from torchaccel.ops.conv_chain import conv_chain
 from torchaccel.ops.int8_add import int8_add
 from torchaccel.ops.int8_avg_pool2d import int8_avg_pool2d
-from torchaccel.ops.conv_chain import conv_chain
 from torchaccel.ops.int8_conv2d import int8_conv2d
 from torchaccel.ops.int8_linear import int8_linear
 from torchaccel.ops.int8_linear_dynamic import int8_linear_dynamic
@@ -18,10 +18,10 @@ from torchaccel.ops.sparse_int8_conv2d import sparse_int8_conv2d
 load_native()
 
 __all__ = [
+    "conv_chain",
     "has_kernel",
     "int8_add",
     "int8_avg_pool2d",
-    "conv_chain",
     "int8_conv2d",
     "int8_linear",
     "int8_linear_dynamic",

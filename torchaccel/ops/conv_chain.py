@@ -1,4 +1,7 @@
-"""conv_chain: a run of int8 layers in one call, by a plan over one arena; see csrc/cpu/chain.h for the layout."""
+"""conv_chain: a run of convolutions and pooling layers in one call, by a plan over one arena.
+
+See csrc/cpu/chain.h for the layout.
+"""
 
 from __future__ import annotations
 
@@ -94,18 +97,43 @@ class _Machine:
 
     def __init__(self, values: Tensor, indices: Tensor, floats: Tensor, arena_bytes: int, x: Tensor, out: Tensor):
         self.values, self.indices, self.floats = values, indices.long(), floats
-        self.arena = torch.zeros(arena_bytes, dtype=torch.uint8, device=x.device)
         self.x, self.out = x, out  # [C, H, W]
+        self.depth = 4 if values.dtype == torch.int8 else 1  # channels of a place
+        dtype = torch.uint8 if self.depth == 4 else torch.float32
+        self.places = torch.zeros(arena_bytes // 4, self.depth, dtype=dtype, device=x.device)
 
-    def _places(self, at: int, plane: int, pitch: int, planes: int, h: int, w: int, lanes: int = 1) -> Tensor:
-        """[planes, h, w, 4]: where the bytes of an activation lie, those of the first image."""
-        sizes = ((planes, plane), (h, pitch), (w, 4 * lanes), (4, 1))
-        index = torch.tensor(at, device=self.x.device)
-        for size, stride in sizes:
-            index = index.unsqueeze(-1) + torch.arange(size, device=self.x.device) * stride
+    def _grid(self, at: int, *axes: tuple[int, int]) -> Tensor:
+        """Which places lie at bytes `at` and on: (size, bytes from one to the next) of each axis."""
+        index = torch.tensor(at // 4, device=self.x.device)
+        for size, stride in axes:
+            index = index.unsqueeze(-1) + torch.arange(size, device=index.device) * (stride // 4)
         return index
 
-    def load(self, s: Step) -> None:
+    def _vectors(self, s: Step, at: int, plane: int, pitch: int) -> Tensor:
+        """[planes, rows, columns, lanes]: which places a step makes, or adds to them."""
+        return self._grid(at, (s.planes, plane), (s.rows, pitch), (s.columns, 4 * LANES), (LANES, 4))
+
+    def _pixels(self, s: Step, at: int, plane: int, pitch: int, grid_w: int, block_h: int, block_w: int) -> Tensor:
+        """[planes, h, w]: which places are the pixels of image 0."""
+        row = torch.arange(s.h, device=self.x.device).unsqueeze(1)
+        column = torch.arange(s.w, device=self.x.device)
+        lane = row // block_h * grid_w + column // block_w
+        vector = row % block_h * (pitch // 4) + column % block_w * LANES
+        return self._grid(at, (s.planes, plane)).view(-1, 1, 1) + vector + lane
+
+    def _x_pixels(self, s: Step) -> Tensor:
+        return self.places[self._pixels(s, s.x, s.x_plane, s.x_pitch, s.x_grid_w, s.x_block_h, s.x_block_w)]
+
+    def _set_y_pixels(self, s: Step, pixels: Tensor) -> None:
+        """[planes, h, w, channels of a place]."""
+        self.places[self._pixels(s, s.y, s.y_plane, s.y_pitch, s.y_grid_w, s.y_block_h, s.y_block_w)] = pixels
+
+    def _image(self, s: Step) -> Tensor:
+        """[channels, h, w] of x."""
+        return self._x_pixels(s).permute(0, 3, 1, 2).flatten(0, 1)[: s.channels]
+
+    def _quantized(self, s: Step) -> Tensor:
+        """[4 * planes, h, w] bytes of the tensor outside."""
         if self.x.is_floating_point():
             inverse, low, high = self.floats[s.floats : s.floats + 3]
             steps = torch.nan_to_num(self.x * inverse, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
@@ -114,25 +142,26 @@ class _Machine:
             q = self.x.view(torch.uint8) ^ (0x80 if s.flip else 0)
         padded = torch.full((4 * s.planes, s.h, s.w), s.zero_point, dtype=torch.uint8, device=q.device)
         padded[: s.channels] = q
-        self._scatter(s, padded.view(s.planes, 4, s.h, s.w).permute(0, 2, 3, 1))
+        return padded
 
-    def split(self, s: Step) -> None:
-        self._scatter(s, self.arena[self._places(s.x, s.x_plane, s.x_pitch, s.planes, s.h, s.w, s.x_lanes)])
+    def load(self, s: Step) -> None:
+        pixels = self._quantized(s) if self.depth == 4 else self.x
+        self._set_y_pixels(s, pixels.unflatten(0, (s.planes, self.depth)).permute(0, 2, 3, 1))
 
-    def _scatter(self, s: Step, pixels: Tensor) -> None:
-        """[planes, h, w, 4] into phases."""
-        self.arena[s.y : s.y + s.planes * s.y_plane] = s.zero_point
-        for ph in range(s.phases_h):
-            for pw in range(s.phases_w):
-                y0, x0 = (ph - s.pad_h) % s.stride_h, (pw - s.pad_w) % s.stride_w
-                part = pixels[:, y0 :: s.stride_h, x0 :: s.stride_w]
-                at = s.y + s.y_lead + (ph * s.phases_w + pw) * s.phase
-                at += (y0 + s.pad_h) // s.stride_h * s.y_pitch + (x0 + s.pad_w) // s.stride_w * 4 * s.y_lanes
-                h, w = part.shape[1:3]
-                self.arena[self._places(at, s.y_plane, s.y_pitch, s.planes, h, w, s.y_lanes)] = part
+    def relane(self, s: Step) -> None:
+        self._set_y_pixels(s, self._x_pixels(s))
 
-    def _weights(self, s: Step) -> tuple[Tensor, Tensor]:
-        """Where the taps lie, and [O, taps * 4] weights for them."""
+    def halo(self, s: Step) -> None:
+        to, source, row = self.indices[s.offsets : s.offsets + 3 * s.blocks].view(-1, 3).T
+        lanes = self.indices[s.lanes + LANES * row.unsqueeze(1) + torch.arange(LANES, device=row.device)]
+        planes = self._grid(s.y, (s.planes, s.y_plane)).view(-1, 1, 1)
+        taken = self.places[planes + source.unsqueeze(1) // 4 + lanes.clamp(min=0)]
+        padding = torch.tensor([s.padding], device=row.device).view(torch.uint8)[:4].view(self.places.dtype)
+        made = torch.where(lanes.unsqueeze(-1) < 0, padding, taken)
+        self.places[planes + self._grid(0, (LANES, 4)) + to.unsqueeze(1) // 4] = made
+
+    def _int8_weights(self, s: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each block of weights its row, its offset, and [rows, 4] values."""
         rows = s.block_rows or 4
         if s.block_rows == 0:
             offsets = self.indices[s.offsets : s.offsets + s.blocks].repeat(s.planes)
@@ -141,72 +170,91 @@ class _Machine:
             bounds = self.indices[s.row_offsets : s.row_offsets + 4 * s.planes // rows + 1]
             offsets = self.indices[s.offsets : s.offsets + int(bounds[-1])]
             row = torch.repeat_interleave(torch.arange(bounds.numel() - 1, device=bounds.device), bounds.diff())
-        taps, tap = offsets.unique(return_inverse=True)
-        values = self.values[s.values : s.values + offsets.numel() * rows * 4].view(-1, rows, 4)
-        matrix = torch.zeros(4 * s.planes // rows, taps.numel(), rows, 4, dtype=torch.float64, device=taps.device)
-        # In narrow images two taps may lie in one place, which is then padding that both read.
-        matrix.index_put_((row, tap), values.double(), accumulate=True)
-        return taps, matrix.transpose(1, 2).reshape(4 * s.planes, taps.numel() * 4)
+        return row, offsets, self.values[s.values : s.values + offsets.numel() * rows * 4].view(-1, rows, 4)
 
-    def _write(self, s: Step, q: Tensor) -> None:
-        """[16 * vectors, 4 * planes] of steps and zero point; places that are no pixels get the zero point."""
-        bits = self.indices[s.masks : s.masks + s.vectors, None] >> torch.arange(LANES, device=q.device) & 1
-        q = torch.where(bits.view(-1, 1) != 0, q, s.zero_point).to(torch.uint8)
-        for plane in range(s.planes):
-            at = s.y + plane * s.y_plane
-            self.arena[at - s.y_lead : at] = s.zero_point
-            self.arena[at : at + 64 * s.vectors] = q[:, 4 * plane : 4 * plane + 4].reshape(-1)
-            self.arena[at + 64 * s.vectors : at + 64 * s.vectors + s.y_tail] = s.zero_point
+    def _float_weights(self, s: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each weight its row, its offset, and [1, 1] value."""
+        bounds = self.indices[s.row_offsets :][: -(-s.planes // SLAB) * s.chunks + 1]
+        groups = self.indices[s.starts + 6 * int(bounds[0]) : s.starts + 6 * int(bounds[-1])].view(-1, 6)
+        first, steps, channels = groups[:, 0], groups[:, 1], groups[:, 2:]
+        group = torch.repeat_interleave(torch.arange(groups.shape[0], device=groups.device), steps)
+        step = (first - steps.cumsum(0) + steps)[group] + torch.arange(group.numel(), device=groups.device)
+        at = 4 * step.unsqueeze(1) + torch.arange(4, device=groups.device)
+        once = torch.ones_like(channels, dtype=torch.bool)
+        once[:, 1:] = channels.diff() != 0
+        offsets = self.indices[s.offsets + (step.unsqueeze(1).expand(-1, 4) if s.block_rows == 4 else at)]
+        kept = once[group]
+        return channels[group][kept], offsets[kept], self.values[s.values + at][kept].view(-1, 1, 1)
+
+    def _sums(self, s: Step) -> Tensor:
+        """[rows, columns, lanes, channels] float64."""
+        row, offsets, values = self._int8_weights(s) if self.depth == 4 else self._float_weights(s)
+        rows, channels = values.shape[1], s.planes * self.depth
+        taps, tap = offsets.unique(return_inverse=True)
+        matrix = torch.zeros(channels // rows, taps.numel(), rows, self.depth, dtype=torch.float64, device=taps.device)
+        matrix.index_put_((row, tap), values.double(), accumulate=True)
+        weight = matrix.transpose(1, 2).reshape(channels, taps.numel() * self.depth)
+        at = self._grid(s.x, (s.rows, s.x_down), (s.columns, s.x_across), (LANES, 4))
+        return self.places[at.unsqueeze(-1) + taps // 4].flatten(3).double() @ weight.T
+
+    def _added(self, s: Step) -> Tensor:
+        """[rows, columns, lanes, channels] of the residual."""
+        at = self._vectors(s, s.residual, s.residual_plane, s.residual_pitch)
+        return self.places[at].permute(1, 2, 3, 0, 4).flatten(3)
 
     def conv(self, s: Step) -> None:
-        taps, weights = self._weights(s)
-        place = 4 * torch.arange(LANES * s.vectors, device=taps.device)
-        at = s.x + place[:, None, None] + taps[:, None] + torch.arange(4, device=taps.device)
-        sums = self.arena[at].flatten(1).double() @ weights.T + self.indices[s.starts : s.starts + 4 * s.planes]
+        y = self._int8_outputs(s) if self.depth == 4 else self._float_outputs(s)
+        at = self._vectors(s, s.y, s.y_plane, s.y_pitch)
+        self.places[at] = y.to(self.places.dtype).unflatten(3, (s.planes, self.depth)).permute(3, 0, 1, 2, 4)
+
+    def _int8_outputs(self, s: Step) -> Tensor:
+        sums = self._sums(s) + self.indices[s.starts : s.starts + 4 * s.planes]
         inverse, low, high, residual_scale = self.floats[s.floats : s.floats + 4]
         scale, bias = self.floats[s.floats + 4 :][: 8 * s.planes].view(2, -1)
         y = sums.to(torch.float32) * scale + bias
         if s.residual >= 0:
-            q = self.arena[self._places(s.residual, s.residual_plane, 64, s.planes, s.vectors, LANES)]
-            added = q.flatten(1, 2).transpose(0, 1).flatten(1).to(torch.int32) - s.residual_zero_point
+            added = self._added(s).to(torch.int32) - s.residual_zero_point
             y = y + added.to(torch.float32) * residual_scale
-        self._write(s, ((y * inverse).round().clamp(low, high) + s.zero_point).clamp(0, 255))
+        return ((y * inverse).round().clamp(low, high) + s.zero_point).clamp(0, 255)
+
+    def _float_outputs(self, s: Step) -> Tensor:
+        low, high = self.floats[s.floats : s.floats + 2]
+        y = self._sums(s) + self.floats[s.floats + 2 : s.floats + 2 + s.planes]
+        if s.residual >= 0:
+            y = y + self._added(s)
+        return y.to(torch.float32).clamp(low, high)
 
     def max_pool(self, s: Step) -> None:
-        taps = self.indices[s.offsets : s.offsets + s.blocks]
-        at = self._places(s.x, s.x_plane, 64, s.planes, s.vectors, LANES).unsqueeze(-1) + taps
-        self._write(s, self.arena[at].amax(-1).flatten(1, 2).transpose(0, 1).flatten(1).to(torch.float32))
-
-    def _pixels(self, s: Step) -> Tensor:
-        """[channels, h, w] uint8 of x."""
-        pixels = self.arena[self._places(s.x, s.x_plane, s.x_pitch, s.planes, s.h, s.w, s.x_lanes)]
-        return pixels.permute(0, 3, 1, 2).reshape(4 * s.planes, s.h, s.w)[: s.channels]
+        taps = self.indices[s.offsets : s.offsets + s.blocks] // 4
+        at = self._grid(s.x, (s.planes, s.x_plane), (s.rows, s.x_down), (s.columns, s.x_across), (LANES, 4))
+        largest = self.places[at.unsqueeze(-1) + taps].amax(-2)
+        self.places[self._vectors(s, s.y, s.y_plane, s.y_pitch)] = largest
 
     def average(self, s: Step) -> None:
+        self.out[:, 0, 0] = self._int8_average(s) if self.depth == 4 else self._image(s).mean((1, 2))
+
+    def _int8_average(self, s: Step) -> Tensor:
         scale, inverse, low, high = self.floats[s.floats : s.floats + 4]
-        sums = self._pixels(s).sum((1, 2), dtype=torch.int32) - s.residual_zero_point * s.h * s.w
+        sums = self._image(s).sum((1, 2), dtype=torch.int32) - s.residual_zero_point * s.h * s.w
         y = sums.to(torch.float32) * scale
-        if not self.out.is_floating_point():
-            q = ((y * inverse).clamp(low, high).round() + s.zero_point).to(torch.uint8)
-            y = (q ^ (0x80 if s.flip else 0)).view(self.out.dtype)
-        self.out[:, 0, 0] = y
+        if self.out.is_floating_point():
+            return y
+        q = ((y * inverse).clamp(low, high).round() + s.zero_point).to(torch.uint8)
+        return (q ^ (0x80 if s.flip else 0)).view(self.out.dtype)
 
     def store(self, s: Step) -> None:
-        self.out.copy_((self._pixels(s) ^ (0x80 if s.flip else 0)).view(self.out.dtype))
+        pixels = self._image(s)
+        self.out.copy_((pixels ^ (0x80 if s.flip else 0)).view(self.out.dtype) if self.depth == 4 else pixels)
 
     def step(self, s: Step) -> None:
-        {
-            Kind.LOAD: self.load,
-            Kind.SPLIT: self.split,
-            Kind.CONV: self.conv,
-            Kind.MAX_POOL: self.max_pool,
-            Kind.AVERAGE: self.average,
-            Kind.STORE: self.store,
-        }[Kind(s.kind)](s)
+        getattr(self, Kind(s.kind).name.lower())(s)
 
 
 def _fake(x, plan, values, indices, floats, arena, arena_bytes, late_steps, lanes, out_size, out_dtype):
-    return _conv.empty_nhwc((x.shape[0], *out_size), out_dtype, x.device)
+    shape = x.shape[0], *out_size
+    if values.dtype == torch.float32:
+        return x.new_empty(shape)
+    return _conv.empty_nhwc(shape, out_dtype, x.device)
 
 
 def _reference(
@@ -271,46 +319,50 @@ def conv_chain(
     out_size: Sequence[int],
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """Run the layers of a plan, image by image; the numbers are those of the layers' own ops.
+    """Run the layers of a plan, a few images at a time.
+
+    Results of int8 layers are those of the layers' own ops, to the bit; float32 sums are added up in another order.
 
     The plan must be one that `nn.ConvChain` made for images of this size: its places are not checked again.
 
     Args:
-        x: [N, C, H, W] float32, int8 or uint8.
+        x: [N, C, H, W] float32, int8 or uint8; float32 where the weights are.
         plan: [steps, fields of `Step`] int64.
-        values: int8 weights; indices: int32; floats: float32; what the steps index.
-        arena: uint8, zeros at first; memory to work in, `arena_bytes` and 128 more for each thread that has images of
-            its own. Where it is too small, or another call has it, memory is allocated for the call.
-        arena_bytes: what a thread needs.
+        values: the weights, int8 or float32; indices: int32; floats: float32; what the steps index.
+        arena: uint8, zeros at first; memory to work in. It is used if it holds `arena_bytes + SCRATCH` bytes for each
+            thread, and 128 more. Where it is too small, or another call has it, memory is allocated for the call.
+        arena_bytes: what the activations of a thread need.
         late_steps: the first step of those that several images take together.
         lanes: how many images a thread takes together.
         out_size: (O, OH, OW).
-        out_dtype: float32, int8 or uint8.
+        out_dtype: float32, int8 or uint8; float32 where the weights are.
 
     Returns:
-        [N, O, OH, OW] of `out_dtype`, channels_last.
+        [N, O, OH, OW] of `out_dtype`, channels_last; contiguous where the weights are float32.
 
     Raises:
         ValueError: a wrong shape, dtype or device.
 
-    Equivalent to the composition of `int8_conv2d`, `sparse_int8_conv2d` and the int8 pooling ops.
+    Equivalent to the composition of `int8_conv2d`, `sparse_int8_conv2d` and the int8 pooling ops, or of
+    `sparse_conv2d`, `F.max_pool2d` and `F.adaptive_avg_pool2d(x, 1)`.
     """
 
     def validate() -> None:
-        _check.dtype_in(OP, "x", x.dtype, (torch.float32, *_check.INT8))
-        _check.dtype_in(OP, "out_dtype", out_dtype, (torch.float32, *_check.INT8))
+        outside = (torch.float32,) if values.dtype == torch.float32 else (torch.float32, *_check.INT8)
+        _check.dtype_in(OP, "x", x.dtype, outside)
+        _check.dtype_in(OP, "out_dtype", out_dtype, outside)
         if x.dim() != 4:
             _check.fail(OP, f"x has shape {tuple(x.shape)}, accepted is [N, C, H, W]")
         if plan.dim() != 2 or plan.shape[1] != STEP_INTS:
             _check.fail(OP, f"plan has shape {tuple(plan.shape)}, accepted is [steps, {STEP_INTS}]")
-        for name, tensor, dtype in (
-            ("plan", plan, torch.int64),
-            ("values", values, torch.int8),
-            ("indices", indices, torch.int32),
-            ("floats", floats, torch.float32),
-            ("arena", arena, torch.uint8),
+        for name, tensor, accepted in (
+            ("plan", plan, (torch.int64,)),
+            ("values", values, (torch.int8, torch.float32)),
+            ("indices", indices, (torch.int32,)),
+            ("floats", floats, (torch.float32,)),
+            ("arena", arena, (torch.uint8,)),
         ):
-            _check.dtype_in(OP, name, tensor.dtype, (dtype,))
+            _check.dtype_in(OP, name, tensor.dtype, accepted)
             if name != "plan" and tensor.dim() != 1:
                 _check.fail(OP, f"{name} has shape {tuple(tensor.shape)}, accepted is one dimension")
         _check_sizes(x, plan, late_steps, lanes, out_size)
