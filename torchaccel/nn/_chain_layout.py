@@ -1,69 +1,138 @@
-"""Activations of an int8 chain: how their pixels lie, and their places in the arena; see csrc/cpu/chain.h."""
+"""Activations of a chain: how their pixels lie in lanes, and their places in the arena; see csrc/cpu/chain.h."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchaccel.ops.conv_chain import LANES, Kind, Step
+from torchaccel.ops.conv_chain import LANES, Step
 
 LINE = 64
 """Bytes of a cache line, and of a vector of places."""
 
+Pair = tuple[int, int]
+
+
+class Window(NamedTuple):
+    """What a layer reads for one output."""
+
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    def reach(self) -> Pair:
+        """From the first pixel that is read to the last one."""
+        h, w = (d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True))
+        return h, w
+
+    def output(self, h: int, w: int) -> Pair:
+        sizes = zip((h, w), self.reach(), self.stride, self.padding, strict=True)
+        oh, ow = ((size + 2 * p - r - 1) // s + 1 for size, r, s, p in sizes)
+        return oh, ow
+
+    def taps(self) -> list[Pair]:
+        """Rows and columns from an output's first input."""
+        return [
+            (ky * self.dilation[0] - self.padding[0], kx * self.dilation[1] - self.padding[1])
+            for ky in range(self.kernel[0])
+            for kx in range(self.kernel[1])
+        ]
+
+
+class Grid(NamedTuple):
+    """How an activation is cut into the lanes of a vector; see `ChainGrid` in csrc/cpu/chain.h."""
+
+    images: int
+    h: int
+    w: int
+    block_h: int
+    block_w: int
+
+    def vectors(self) -> int:
+        return self.block_h * self.block_w
+
+    def scaled(self, h: int, w: int) -> Grid:
+        """That of the input of layers with such strides."""
+        return self._replace(block_h=self.block_h * h, block_w=self.block_w * w)
+
+    def output(self, stride: Pair, h: int, w: int) -> Grid | None:
+        """That of h x w outputs with such strides, or None where they do not fall on the same lanes."""
+        if self.block_h % stride[0] or self.block_w % stride[1]:
+            return None
+        y = self._replace(block_h=self.block_h // stride[0], block_w=self.block_w // stride[1])
+        return y if y.h * y.block_h >= h and y.w * y.block_w >= w else None
+
+
+def best_grid(images: int, y: Pair, x: Pair, stride: Pair) -> Grid:
+    """The grid with the fewest vectors that holds outputs of size y, and scaled by the stride inputs of size x."""
+    lanes = LANES // images
+
+    def block(axis: int, parts: int) -> int:
+        return max(-(-y[axis] // parts), -(-x[axis] // (stride[axis] * parts)))
+
+    grids = [Grid(images, h, lanes // h, block(0, h), block(1, lanes // h)) for h in range(1, lanes + 1)]
+    return min(grids, key=lambda g: (g.vectors(), g.block_h + g.block_w, g.block_h))
+
 
 @dataclass(eq=False)
 class Plane:
-    """An activation: [planes][rows][pitch] places of four channels; with phases where a stride reads it."""
+    """An activation: [planes][rows][pitch] vectors, of which the blocks' own pixels are a part."""
 
     planes: int
     h: int
     w: int
-    zero_point: int
-    stride: tuple[int, int] = (1, 1)
-    pad: tuple[int, int] = (0, 0)
-    phases: tuple[int, int] = (1, 1)
-    # What is read around the pixels, in places: above, below, left, right.
+    zero_point: int = 0
+    grid: Grid | None = None
+    # Rows above and below, columns left and right of a block.
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    pitch: int = 0
-    lanes: int = 1
+    padding: int | None = None  # what the halo holds outside of the image now, as a word
     at: int = 0
     steps: list[int] = field(default_factory=list)  # that write or read it
 
-    def is_copy(self) -> bool:
-        """Whether it was laid out for one window, its padding before it."""
-        return self.stride != (1, 1) or self.pad != (0, 0)
+    def reach(self, window: Window) -> None:
+        """Make room for what a window reads around the blocks."""
+        for axis, (p, r, s) in enumerate(zip(window.padding, window.reach(), window.stride, strict=True)):
+            before, after = 2 * axis, 2 * axis + 1
+            self.halo[before] = max(self.halo[before], p)
+            self.halo[after] = max(self.halo[after], r - p - (s - 1))
 
-    def reach(self, top: int, bottom: int, left: int, right: int) -> None:
-        self.halo = [max(a, b) for a, b in zip(self.halo, (top, bottom, left, right), strict=True)]
+    def pitch(self) -> int:
+        assert self.grid is not None
+        return self.halo[2] + self.grid.block_w + self.halo[3]
 
-    def rows(self) -> int:
-        """Of one phase."""
-        return -(-(self.h + self.pad[0]) // self.stride[0]) + self.halo[0] + self.halo[1]
-
-    def least_pitch(self) -> int:
-        return -(-(self.w + self.pad[1]) // self.stride[1]) + max(self.halo[2], self.halo[3])
-
-    def lead(self) -> int:
-        """Bytes from where a plane begins to its first pixel, or to the first place of its first phase."""
-        places = (self.halo[0] * self.pitch + self.halo[2]) * self.lanes
-        return -(-places // LANES) * LINE
-
-    def vectors(self) -> int:
-        return -(-((self.h - 1) * self.pitch + self.w) * self.lanes // LANES)
-
-    def phase_bytes(self) -> int:
-        return -(-4 * (self.rows() * self.pitch * self.lanes + LANES) // LINE) * LINE
+    def first(self) -> int:
+        """Where the first pixel of the first block lies."""
+        return self.at + LINE * (self.halo[0] * self.pitch() + self.halo[2])
 
     def plane_bytes(self) -> int:
         """An odd number of cache lines, so that planes spread over the cache's sets."""
-        if self.is_copy():
-            lines = self.phases[0] * self.phases[1] * self.phase_bytes() // LINE
-        else:
-            places = LANES * self.vectors() + (self.halo[1] * self.pitch + self.halo[3]) * self.lanes
-            lines = self.lead() // LINE + -(-places // LANES)
-        return (lines | 1) * LINE
+        assert self.grid is not None
+        return (((self.halo[0] + self.grid.block_h + self.halo[1]) * self.pitch()) | 1) * LINE
+
+    def around(self) -> tuple[Tensor, Tensor]:
+        """The vectors of a halo [vectors, 3]: where each goes, where it comes from, which row of lanes it takes; and
+        those rows [rows, LANES], with -1 for padding."""
+        assert self.grid is not None
+        images, gh, gw, bh, bw = self.grid
+        lanes = torch.arange(images * gh * gw)
+        i, j, first = lanes // gw % gh, lanes % gw, lanes // (gh * gw) * (gh * gw)
+        vectors: list[tuple[int, int, int]] = []
+        rows: dict[tuple[int, ...], int] = {}
+        for r in range(-self.halo[0], bh + self.halo[1]):
+            for c in range(-self.halo[2], bw + self.halo[3]):
+                y, x = i * bh + r, j * bw + c
+                there = (y >= 0) & (y < self.h) & (x >= 0) & (x < self.w)
+                if 0 <= r < bh and 0 <= c < bw and bool(there.all()):
+                    continue
+                lane = first + y.div(bh, rounding_mode="floor") * gw + x.div(bw, rounding_mode="floor")
+                row = (*torch.where(there, lane, -1).tolist(), *[-1] * (LANES - len(lanes)))
+                source = r % bh * self.pitch() + c % bw
+                vectors.append((LINE * (r * self.pitch() + c), LINE * source, rows.setdefault(row, len(rows))))
+        return torch.tensor(vectors), torch.tensor(list(rows))
 
 
 @dataclass(eq=False)
@@ -74,33 +143,26 @@ class Entry:
     x: Plane | None = None
     y: Plane | None = None
     residual: Plane | None = None
-    # Of what the step's offsets are made: columns, and the taps that these count along (tap, plane of the input).
-    columns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    taps: list[tuple[int, int, int]] = field(default_factory=list)
+    window: Window = field(default_factory=Window)
+    padding: int = 0  # outside of the image, as a word
+    columns: Tensor = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.long)
+    )  # of [taps, planes], read by offsets
+    weight_bytes: int = 0
 
     def planes(self) -> list[Plane]:
         return [plane for plane in (self.x, self.y, self.residual) if plane is not None]
-
-    def over_places(self) -> bool:
-        """Whether it runs over places, rather than over the pixels of one image."""
-        return self.step.kind in (Kind.CONV, Kind.MAX_POOL)
-
-    def weight_bytes(self) -> int:
-        if self.step.kind != Kind.CONV:
-            return 0
-        each = self.step.planes * 16 if self.step.block_rows == 0 else 4 * self.step.block_rows + 4
-        return self.columns.numel() * each
 
 
 def fit(planes: list[Plane], start: int) -> int:
     """First fit, by when each activation is written first and read last; returns where the last one ends."""
     placed: list[tuple[int, int, Plane]] = []
     for plane in sorted(planes, key=lambda p: -p.planes * p.plane_bytes()):
-        size, at = plane.planes * plane.plane_bytes() + 2 * LINE, start
+        size, at = plane.planes * plane.plane_bytes(), start
         for begin, end, other in sorted(placed, key=lambda p: p[0]):
             apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
             if not apart and at < end and begin < at + size:
                 at = end
         plane.at = at
         placed.append((at, at + size, plane))
-    return max((end for _, end, _ in placed), default=start) + 4 * LINE
+    return max((end for _, end, _ in placed), default=start)

@@ -1,4 +1,4 @@
-"""ConvChain: neighbouring int8 layers that run as one op, in a layout of their own."""
+"""ConvChain: neighbouring layers, int8 or sparse float32, that run as one op, in a layout of their own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from torchaccel import ops
-from torchaccel.nn import _chain_plan, _inference
+from torchaccel.nn import _chain_plan, _inference, _weights
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import _check, has_kernel
-from torchaccel.ops.conv_chain import supports
+from torchaccel.ops.conv_chain import SCRATCH, supports
 
 _PLANS = 8
 """Sizes of images whose plans are kept."""
@@ -25,11 +26,16 @@ TOGETHER = 8
 """Images that a thread takes together at most."""
 
 
+def in_float(module: nn.Module | None) -> bool:
+    """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
+    return isinstance(module, SparseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d)
+
+
 def takes(module: nn.Module, connected: bool = True) -> bool:
-    """Whether a layer can be part of a chain: an int8 convolution or max-pooling, or the average that ends it.
+    """Whether a layer can be part of a chain: a convolution or max-pooling, or the average that ends it.
 
     Args:
-        connected: whether a convolution must give int8 already.
+        connected: whether an int8 convolution must give int8 already.
     """
     if isinstance(module, QuantizeInt8):
         return True
@@ -37,26 +43,36 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
         ungrouped = not isinstance(module, Int8Conv2d) or module.groups == 1
         ready = not connected or module.output_dtype in _check.INT8
         return ungrouped and ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
-    if isinstance(module, Int8AdaptiveAvgPool2d):
-        return module.output_size == (1, 1)
+    if isinstance(module, SparseConv2d):
+        return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, Int8AdaptiveAvgPool2d | nn.AdaptiveAvgPool2d):
+        return module.output_size in (1, (1, 1), [1, 1])
+    if isinstance(module, nn.MaxPool2d):
+        kernel, padding = (_weights.pair("MaxPool2d", n, getattr(module, n), 0) for n in ("kernel_size", "padding"))
+        halved = all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
+        return halved and not module.ceil_mode and not module.return_indices
     return isinstance(module, Int8MaxPool2d) and not module.ceil_mode
 
 
 class ConvChain(nn.Module):
-    """A run of int8 layers, from one input to one output, as one op: activations stay in a blocked layout in between.
+    """A run of layers, from one input to one output, as one op: activations stay in a blocked layout in between.
 
     Args:
-        body: the layers as a graph of one placeholder, calls of modules for which `takes` holds, and one output.
+        body: the layers as a graph of one placeholder, calls of modules for which `takes` holds, all in int8 or all in
+            float32, and one output.
 
-    Shape: x [N, C, H, W], float32 or what the first layer reads. Returns what the body returns.
+    Shape: x [N, C, H, W], any strides, float32 or what the first layer reads. Returns what the body returns, in
+    float32 layers contiguous.
 
     The plan for a size of images is made at its first call and kept for the last 8 sizes; it copies the weights, so a
-    chain must not be trained or loaded into: `body` is what holds the state. Equivalent to `body(x)`, to the bit.
+    chain must not be trained or loaded into: `body` is what holds the state. Equivalent to `body(x)`: in int8 to the
+    bit, in float32 up to the order of the sums.
     """
 
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__()
         self.body = body
+        self._in_float = any(in_float(module) for module in body.modules())
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
 
     def unsupported(self, device: torch.device) -> str | None:
@@ -92,7 +108,7 @@ class ConvChain(nn.Module):
         p = self.plan(x, lanes)
         if p is None:
             return self.body(x)
-        size = (threads if each else 1) * p.arena_bytes + 128
+        size = threads * (p.arena_bytes + SCRATCH) + 128
         if p.arena.numel() < size:
             p.arena = torch.zeros(size, dtype=torch.uint8)
         return ops.conv_chain(
@@ -103,7 +119,8 @@ class ConvChain(nn.Module):
     def _plannable(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
             return False
-        return x.dtype == torch.float32 or (x.dtype in _check.INT8 and x.shape[1] % 4 == 0)
+        whole_places = x.dtype in _check.INT8 and x.shape[1] % 4 == 0
+        return x.dtype == torch.float32 or (whole_places and not self._in_float)
 
     def forward(self, x: Tensor) -> Tensor:
         guarded = _inference.needs_guard(x)

@@ -1,0 +1,210 @@
+"""What plans of all chains have in common: steps over activations, their layout, and their places in the arena.
+
+Layers become steps first. Then each activation gets a grid, taken over from the layer's input where that costs no
+copy, and what reads over the edges of blocks gets a halo, filled by a step of its own. Last, each gets a part of the
+arena for as long as it is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from torchaccel.nn._chain_layout import LINE, Entry, Grid, Plane, Window, best_grid, fit
+from torchaccel.ops.conv_chain import Kind, Step
+
+LATE_BYTES = 256 << 10
+"""Weights of one step, a quarter of a usual L2."""
+WASTE = 1.1
+"""How many times the fewest vectors an output may take, so that its input need not be copied."""
+MOST_BYTES = 2**31
+"""Offsets are kept in 32 bits."""
+ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
+"""The least and greatest output of those that a chain fuses."""
+
+
+class UnplannableError(Exception):
+    """The layers have numbers that a chain does not hold, or do not take such images; they say so themselves."""
+
+
+def require(held: bool, why: str) -> None:
+    if not held:
+        raise UnplannableError(why)
+
+
+@dataclass
+class Plan:
+    """What `ops.conv_chain` takes besides x."""
+
+    steps: Tensor
+    values: Tensor
+    indices: Tensor
+    floats: Tensor
+    arena_bytes: int
+    late_steps: int
+    lanes: int
+    out_size: tuple[int, int, int]
+    out_dtype: torch.dtype
+    arena: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+
+class Pool:
+    """A tensor that steps index, while it grows."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.parts, self.size = dtype, list[Tensor](), 0
+
+    def keep(self, tensor: Tensor) -> int:
+        """Where the tensor begins."""
+        start = self.size
+        self.parts.append(tensor.detach().to(self.dtype).reshape(-1))
+        self.size += tensor.numel()
+        return start
+
+    def tensor(self) -> Tensor:
+        return torch.cat([torch.empty(0, dtype=self.dtype), *self.parts])
+
+
+class Builder:
+    """Makes a plan; what the layers of an element type mean is left to a class for each."""
+
+    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype, values: torch.dtype):
+        self.body, self.size, self.dtype = body, size, dtype
+        self.values, self.indices, self.floats = Pool(values), Pool(torch.int32), Pool(torch.float32)
+        self.entries: list[Entry] = []
+        self.copies: dict[tuple[Plane, Grid], Plane] = {}
+        self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
+
+    def walk(self) -> None:
+        """Turn the body's layers into `entries`, and set `out`."""
+        raise NotImplementedError
+
+    def module(self, node: fx.Node) -> nn.Module:
+        return self.body.get_submodule(str(node.target))
+
+    def windowed(self, step: Step, x: Plane, planes: int, window: Window, zero_point: int) -> Entry:
+        """A step over places from x to a new activation."""
+        oh, ow = window.output(x.h, x.w)
+        require(min(oh, ow) > 0, "a window does not fit its input")
+        entry = Entry(step, x, Plane(planes, oh, ow, zero_point), window=window)
+        step.planes = planes
+        self.entries.append(entry)
+        return entry
+
+    # The layout.
+
+    def _lay_out(self, lanes: int) -> int:
+        """Give all activations grids and halos, and put the steps in two parts: what comes late runs over the places of
+        several images. Returns the first late step.
+
+        Late is what follows the first step whose weights would not stay in L2 beside its activations.
+        """
+        walked = self.entries
+        first = next((i for i, entry in enumerate(walked) if entry.weight_bytes > LATE_BYTES), len(walked))
+        early, late = list[Entry](), list[Entry]()
+        for i, entry in enumerate(walked):
+            self.part, images = (early, 1) if i < first else (late, lanes)
+            self.early = early
+            if entry.step.kind in (Kind.CONV, Kind.MAX_POOL):
+                self._lay_out_windowed(entry, images)
+            elif entry.x is None:  # loading: whoever reads it chooses the grid
+                early.append(entry)
+                continue
+            elif entry.x.grid is None:
+                entry.x.grid = best_grid(images, (entry.x.h, entry.x.w), (1, 1), (1, 1))
+            self.part.append(entry)
+        self.entries = early + late
+        return len(early)
+
+    def _lay_out_windowed(self, entry: Entry, images: int) -> None:
+        x, y, window = entry.x, entry.y, entry.window
+        assert x is not None and y is not None
+        grid = best_grid(images, (y.h, y.w), (x.h, x.w), window.stride)
+        if x.grid is not None and x.grid.images == images:
+            inherited = x.grid.output(window.stride, y.h, y.w)
+            if inherited is not None and inherited.vectors() <= WASTE * grid.vectors():
+                grid = inherited
+        y.grid = grid
+        entry.x = x = self._with_grid(x, grid.scaled(*window.stride))
+        if entry.residual is not None:
+            entry.residual = self._with_grid(entry.residual, grid)
+        if window.reach() != (0, 0) or window.padding != (0, 0):
+            x.reach(window)
+            if x.padding != entry.padding:
+                x.padding = entry.padding
+                self.part.append(Entry(Step(Kind.HALO, planes=x.planes, padding=entry.padding), x, x))
+
+    def _with_grid(self, plane: Plane, grid: Grid) -> Plane:
+        """The activation as it lies with a grid: itself, or a copy."""
+        if plane.grid is None:
+            plane.grid = grid
+        if plane.grid == grid:
+            return plane
+        if (plane, grid) not in self.copies:
+            copy = Plane(plane.planes, plane.h, plane.w, plane.zero_point, grid)
+            self.copies[plane, grid] = copy
+            # What late steps read of early ones is copied as soon as it is there, image by image.
+            part = self.early if plane.grid.images < grid.images else self.part
+            part.append(Entry(Step(Kind.RELANE, planes=plane.planes, h=plane.h, w=plane.w), plane, copy))
+        return self.copies[plane, grid]
+
+    def _place(self, first_late: int) -> int:
+        """Give each activation its place; returns the bytes of the arena.
+
+        What several images hold together keeps its place while each of them goes through the early steps.
+        """
+        used: dict[Plane, None] = {}
+        for i, entry in enumerate(self.entries):
+            for plane in entry.planes():
+                plane.steps.append(i)
+                used[plane] = None
+        end = fit([plane for plane in used if max(plane.steps) < first_late], 0)
+        return fit([plane for plane in used if max(plane.steps) >= first_late], end)
+
+    def _finish(self, entry: Entry, halos: dict[Plane, tuple[int, int, int]]) -> None:
+        """Fill in what depends on the places."""
+        step, x, y, residual = entry.step, entry.x, entry.y, entry.residual
+        if x is not None:
+            assert x.grid is not None
+            step.x, step.x_plane, step.x_pitch = x.first(), x.plane_bytes(), LINE * x.pitch()
+            step.x_images, step.x_grid_h, step.x_grid_w, step.x_block_h, step.x_block_w = x.grid
+        if y is not None:
+            assert y.grid is not None
+            step.y, step.y_plane, step.y_pitch = y.first(), y.plane_bytes(), LINE * y.pitch()
+            step.y_images, step.y_grid_h, step.y_grid_w, step.y_block_h, step.y_block_w = y.grid
+            step.rows, step.columns = y.grid.block_h, y.grid.block_w
+        if residual is not None:
+            step.residual, step.residual_plane = residual.first(), residual.plane_bytes()
+            step.residual_pitch = LINE * residual.pitch()
+        if step.kind == Kind.HALO:
+            assert y is not None
+            if y not in halos:
+                vectors, lanes = y.around()
+                halos[y] = self.indices.keep(vectors), self.indices.keep(lanes), len(vectors)
+            step.offsets, step.lanes, step.blocks = halos[y]
+        if step.kind in (Kind.CONV, Kind.MAX_POOL):
+            assert x is not None and y is not None
+            step.x_down, step.x_across = (
+                LINE * s * p for s, p in zip(entry.window.stride, (x.pitch(), 1), strict=True)
+            )
+            around = [x, y] if residual is None else [x, y, residual]
+            if entry.window.stride == (1, 1) and all(p.pitch() == y.pitch() == step.columns for p in around):
+                step.rows, step.columns = 1, step.rows * step.columns  # rows follow each other without gaps
+            taps = torch.tensor([LINE * (r * x.pitch() + c) for r, c in entry.window.taps()])
+            offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
+            step.offsets = self.indices.keep(offsets)
+
+    def build(self, lanes: int) -> Plan:
+        self.walk()
+        first_late = self._lay_out(lanes)
+        arena_bytes = self._place(first_late)
+        require(arena_bytes < MOST_BYTES, "the activations take more than 2 GB")
+        halos: dict[Plane, tuple[int, int, int]] = {}
+        for entry in self.entries:
+            self._finish(entry, halos)
+        assert self.out is not None
+        steps = torch.tensor([entry.step.ints() for entry in self.entries], dtype=torch.int64)
+        pools = self.values.tensor(), self.indices.tensor(), self.floats.tensor()
+        return Plan(steps, *pools, arena_bytes, first_late, lanes, *self.out)

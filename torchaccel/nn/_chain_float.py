@@ -1,0 +1,89 @@
+"""Plans of float32 chains: what their layers mean as steps."""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from torch import fx, nn
+
+from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
+from torchaccel.nn._chain_layout import Entry, Pair, Plane, Window
+from torchaccel.nn._chain_weights import GROUP, group
+from torchaccel.nn.sparse_conv2d import SparseConv2d
+from torchaccel.ops import blocks
+from torchaccel.ops.conv_chain import TILE, Kind, Step
+
+
+def _word(value: float) -> int:
+    """The bits of a float32, as an int32."""
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+
+
+def _pair(size: int | Pair) -> Pair:
+    return (size, size) if isinstance(size, int) else size
+
+
+class FloatBuilder(Builder):
+    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        super().__init__(body, size, dtype, torch.float32)
+
+    def load(self) -> Plane:
+        require(self.dtype == torch.float32, "x is not float32")
+        c, h, w = self.size
+        plane = Plane(c, h, w)
+        self.entries.append(Entry(Step(Kind.LOAD, planes=c, h=h, w=w, channels=c), y=plane))
+        return plane
+
+    def conv(self, m: SparseConv2d, x: Plane, residual: Plane | None) -> Plane:
+        require(m.in_channels == x.planes, "a convolution reads other channels")
+        window = Window(m.kernel_size, m.stride, m.padding, m.dilation)
+        entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0)
+        step, y = entry.step, entry.y
+        assert y is not None
+        if residual is not None:
+            require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
+            entry.residual = residual
+        weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
+        packed = group(weight, window, shared=blocks.block_of(m.pattern)[0] % GROUP == 0)
+        step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
+        step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
+        step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
+        entry.weight_bytes = 4 * (packed.values.numel() + packed.columns.numel())
+        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
+        step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))
+        return y
+
+    def max_pool(self, m: nn.MaxPool2d, x: Plane) -> Plane:
+        window = Window(*(_pair(size) for size in (m.kernel_size, m.stride, m.padding, m.dilation)))
+        require(all(2 * p <= k for p, k in zip(window.padding, window.kernel, strict=True)), "too much padding")
+        entry = self.windowed(Step(Kind.MAX_POOL), x, x.planes, window, 0)
+        entry.step.blocks, entry.padding = len(window.taps()), _word(-torch.inf)
+        entry.columns = torch.arange(entry.step.blocks) * x.planes
+        assert entry.y is not None
+        return entry.y
+
+    def average(self, x: Plane) -> None:
+        self.entries.append(Entry(Step(Kind.AVERAGE, planes=x.planes, h=x.h, w=x.w, channels=x.planes), x))
+        self.out = (x.planes, 1, 1), torch.float32
+
+    def store(self, x: Plane) -> None:
+        self.entries.append(Entry(Step(Kind.STORE, planes=x.planes, h=x.h, w=x.w, channels=x.planes), x))
+        self.out = (x.planes, x.h, x.w), torch.float32
+
+    def walk(self) -> None:
+        values: dict[fx.Node, Plane] = {}
+        for node in self.body.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = self.load()
+            elif node.op == "output":
+                if self.out is None:
+                    self.store(values[node.args[0]])
+            else:
+                m, inputs = self.module(node), [values[source] for source in node.args]
+                if isinstance(m, SparseConv2d):
+                    values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
+                elif isinstance(m, nn.MaxPool2d):
+                    values[node] = self.max_pool(m, inputs[0])
+                else:
+                    self.average(inputs[0])

@@ -1,0 +1,191 @@
+"""Plans of int8 chains: what their layers mean as steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
+from torchaccel.nn._chain_layout import Entry, Plane, Window
+from torchaccel.nn._chain_weights import blocks_of_4
+from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.input_range import InputRange
+from torchaccel.nn.int8_conv2d import Int8Conv2d
+from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
+from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
+from torchaccel.ops import blocks
+from torchaccel.ops.conv_chain import Kind, Step
+
+TILES = {1: 8, 4: 15, 0: 15}
+"""Vectors of a tile by the rows of a block: what registers hold with AVX-512, once or three times."""
+STEPS = 1 << 15
+"""Bounds of activations are kept in 16 bits."""
+MOST_STEPS = 1 << 30
+"""How far an output before saturation may lie from its zero point, so that it fits an int32."""
+
+
+def byte_zero_point(range: InputRange) -> int:
+    """The zero point as a chain keeps activations: in uint8, int8 with its sign bit flipped."""
+    return range.zero_point + (128 if range.dtype == torch.int8 else 0)
+
+
+def _word(byte: int) -> int:
+    """Four of a byte, as an int32."""
+    return int.from_bytes(bytes([byte] * 4), "little", signed=True)
+
+
+def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
+    assert module.output_scale is not None and module.output_zero_point is not None
+    return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
+
+
+class Int8Builder(Builder):
+    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        super().__init__(body, size, dtype, torch.int8)
+        self.outside: dict[InputRange, Plane] = {}
+
+    def load(self, range: InputRange) -> Plane:
+        """The tensor outside, as bytes; a second reader with the same range shares it."""
+        require(self.dtype in (torch.float32, range.dtype), "x is int8 of another dtype")
+        if range not in self.outside:
+            c, h, w = self.size
+            plane = Plane(-(-c // 4), h, w, byte_zero_point(range))
+            self.outside[range] = plane
+            inverse = torch.reciprocal(torch.tensor([range.scale], dtype=torch.float32))
+            floats = torch.cat([inverse, torch.tensor([-float(plane.zero_point), 255.0 - plane.zero_point])])
+            step = Step(
+                Kind.LOAD, planes=plane.planes, h=h, w=w, channels=c, flip=self.dtype == torch.int8,
+                zero_point=plane.zero_point, floats=self.floats.keep(floats),
+            )  # fmt: skip
+            self.entries.append(Entry(step, y=plane))
+        return self.outside[range]
+
+    def conv(self, m: Int8Conv, x: Plane, residual: Plane | None) -> Plane:
+        given, asked = m.input_range(), _output_range(m)
+        assert given is not None
+        step = Step(Kind.CONV, residual_zero_point=0 if residual is None else residual.zero_point)
+        window = Window(m.kernel_size, m.stride, m.padding, m.dilation)
+        entry = self.windowed(step, x, -(-m.out_channels // 4), window, byte_zero_point(asked))
+        entry.residual, entry.padding = residual, _word(x.zero_point)
+        step.zero_point = byte_zero_point(asked)
+        step.floats, step.starts = self._requantization(m, step.planes), self._starts(m, step.planes)
+        block = blocks.block_of(m.pattern) if isinstance(m, SparseInt8Conv2d) else None
+        if isinstance(m, SparseInt8Conv2d) and block in ((1, 4), (4, 4)):
+            step.block_rows = block[0]
+            bounds = m.row_offsets
+            bounds = torch.cat([bounds, bounds[-1:].expand(4 * step.planes // block[0] + 1 - bounds.numel())])
+            step.row_offsets, step.values = self.indices.keep(bounds), self.values.keep(m.values)
+            entry.columns, entry.weight_bytes = m.columns.long(), m.values.numel() + 4 * m.columns.numel()
+        else:
+            if isinstance(m, SparseInt8Conv2d):
+                size = m.in_channels, m.kernel_size
+                weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, *size)
+            else:
+                assert isinstance(m, Int8Conv2d)
+                weight = m.weight
+            packed = blocks_of_4(weight)
+            step.values, step.blocks = self.values.keep(packed), packed.shape[1]
+            entry.columns, entry.weight_bytes = torch.arange(packed.shape[1]), packed.numel()
+        step.tile = TILES[step.block_rows]
+        assert entry.y is not None
+        return entry.y
+
+    def _requantization(self, m: Int8Conv, planes: int) -> int:
+        assert m.output_scale is not None
+        inverse = torch.reciprocal(m.output_scale.float())
+        residual_scale = torch.ones(1) if m.residual_scale is None else m.residual_scale.float()
+        floats = torch.zeros(2, 4 * planes)
+        floats[0, : m.out_channels] = m.input_scale.float() * m.scale
+        # Adding -0 changes nothing, not even a negative zero.
+        floats[1, : m.out_channels] = -0.0 if m.bias is None else m.bias
+        low, high = (torch.tensor(bound) * inverse for bound in ACTIVATIONS[m.activation])
+        bounds = torch.cat([low.round().clamp(min=-STEPS), high.round().clamp(max=STEPS - 1)])
+        depth = m.in_channels * m.kernel_size[0] * m.kernel_size[1]
+        most = 255.0 * 127.0 * depth * floats[0].abs() + floats[1].abs() + 255.0 * residual_scale
+        fits = bool((most * inverse).max() < MOST_STEPS)
+        require(fits, "a convolution's sums may lie too far outside of its output's range")
+        return self.floats.keep(torch.cat([inverse, bounds, residual_scale, floats.flatten()]))
+
+    def _starts(self, m: Int8Conv, planes: int) -> int:
+        given = m.input_range()
+        assert given is not None and m.colsum is not None
+        starts = torch.zeros(4 * planes, dtype=torch.int32)
+        starts[: m.out_channels] = -byte_zero_point(given) * m.colsum
+        return self.indices.keep(starts)
+
+    def max_pool(self, m: Int8MaxPool2d, x: Plane) -> Plane:
+        require(all(2 * p <= k for p, k in zip(m.padding, m.kernel_size, strict=True)), "too much padding")
+        window = Window(m.kernel_size, m.stride, m.padding, m.dilation)
+        entry = self.windowed(Step(Kind.MAX_POOL), x, x.planes, window, x.zero_point)
+        entry.step.blocks = len(window.taps())
+        entry.columns = torch.arange(entry.step.blocks) * x.planes
+        assert entry.y is not None
+        return entry.y
+
+    def average(self, m: Int8AdaptiveAvgPool2d, x: Plane, channels: int) -> None:
+        given = m.input_range()
+        assert given is not None
+        count = torch.tensor(float(x.h * x.w))
+        factor = torch.tensor(given.scale, dtype=torch.float32) * torch.reciprocal(count)
+        inverse, zero_point, flip = torch.ones(()), 0, False
+        if m.output_scale is not None:
+            asked = _output_range(m)
+            inverse, flip = torch.reciprocal(m.output_scale.float())[0], asked.dtype == torch.int8
+            zero_point = byte_zero_point(asked)
+        bounds = [torch.tensor(float(-zero_point)), torch.tensor(255.0 - zero_point)]
+        step = Step(
+            Kind.AVERAGE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=flip, zero_point=zero_point,
+            residual_zero_point=x.zero_point, floats=self.floats.keep(torch.stack([factor, inverse, *bounds])),
+        )  # fmt: skip
+        self.entries.append(Entry(step, x))
+        self.out = (channels, 1, 1), m.output_dtype
+
+    def store(self, x: Plane, channels: int, dtype: torch.dtype) -> None:
+        step = Step(Kind.STORE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=dtype == torch.int8)
+        self.entries.append(Entry(step, x))
+        self.out = (channels, x.h, x.w), dtype
+
+    def walk(self) -> None:
+        values: dict[fx.Node, Plane] = {}
+        channels: dict[fx.Node, tuple[int, torch.dtype]] = {}
+        outside: fx.Node | None = None
+        for node in self.body.graph.nodes:
+            if node.op == "placeholder":
+                outside = node
+                continue
+            if node.op == "output":
+                (made,) = node.args
+                if self.out is None:
+                    self.store(values[made], *channels[made])
+                continue
+            m, source = self.module(node), node.args[0]
+            if isinstance(m, QuantizeInt8):
+                values[node], channels[node] = self.load(m.input_range), (self.size[0], m.input_range.dtype)
+                continue
+            if source is outside:
+                given = m.input_range()  # type: ignore[operator]
+                x, (c, dtype) = self.load(given), (self.size[0], given.dtype)
+            else:
+                x, (c, dtype) = values[source], channels[source]
+            if isinstance(m, Int8MaxPool2d):
+                values[node], channels[node] = self.max_pool(m, x), (c, dtype)
+                continue
+            given = m.input_range()  # type: ignore[operator]
+            same = dtype == given.dtype and x.zero_point == byte_zero_point(given)
+            require(same, "a layer has another range than what it reads")
+            if isinstance(m, Int8AdaptiveAvgPool2d):
+                self.average(m, x, c)
+                continue
+            assert isinstance(m, Int8Conv)
+            require(m.in_channels == c, "a convolution reads other channels")
+            residual = values[node.args[1]] if len(node.args) > 1 else None
+            values[node], channels[node] = self.conv(m, x, residual), (m.out_channels, m.output_dtype)
+            if residual is not None:
+                self._check_residual(m, values[node], residual, *channels[node.args[1]])
+
+    def _check_residual(self, m: Int8Conv, y: Plane, residual: Plane, channels: int, dtype: torch.dtype) -> None:
+        require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
+        assert m.residual_scale is not None and m.residual_zero_point is not None
+        expected = InputRange(float(m.residual_scale), int(m.residual_zero_point), dtype)
+        require(byte_zero_point(expected) == residual.zero_point, "a residual has another range")
