@@ -1,0 +1,207 @@
+"""Recipes of chains' bodies: layers of every geometry, and how their graphs are made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from torchaccel.nn import InputRange
+from torchaccel.ops import blocks
+
+Pair = tuple[int, int]
+Size = tuple[int, int, int]
+INT8 = (torch.uint8, torch.int8)
+PATTERNS = "dense", "1x4", "1x4", "4x4", "4x4", "16x1", "unstructured"
+CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a recipe; what does not fit where it stands is left out, or made to fit."""
+
+    pool: bool = False
+    back: int = 0  # what it reads: the value so many before the last one
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    channels: int = 8
+    pattern: str = "dense"
+    density: float = 0.5
+    activation: str = "relu"
+    bias: bool = True
+    residual: bool = False
+    dtype: torch.dtype = torch.uint8
+    coarse: int = 5  # about how many bits of the output's range its values fill, up to some that saturate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    layers: tuple[Layer, ...]
+    size: Size = (8, 9, 10)
+    dtype: torch.dtype = torch.float32  # of x
+    quantize: bool = False  # in front
+    ranges: Pair = (0, 0)  # which of two ranges the first and the other readers of x have
+    average: torch.dtype | None = None  # what the average at the end gives
+    exact: bool = False  # scales that are powers of two, so that outputs lie halfway between steps
+    seed: int = 0
+
+
+def _both(low: int, high: int) -> st.SearchStrategy[Pair]:
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+def extents() -> st.SearchStrategy[Pair]:
+    """Heights and widths of images."""
+    return st.one_of(_both(1, 12), _both(10, 33))
+
+
+@st.composite
+def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequence[int] = CHANNELS) -> Layer:
+    kernel = draw(st.one_of(st.just((1, 1)), st.just((3, 3)), _both(1, 4)))
+    return Layer(
+        pool=draw(st.integers(0, 5)) == 0,
+        back=draw(st.sampled_from([0, 0, 0, 1, 2, 9])),
+        kernel=kernel,
+        stride=draw(st.one_of(st.just((1, 1)), _both(1, 3))),
+        padding=draw(st.one_of(st.just((kernel[0] // 2, kernel[1] // 2)), _both(0, 5))),
+        dilation=draw(st.one_of(st.just((1, 1)), _both(1, 3))),
+        channels=draw(st.sampled_from(channels)),
+        pattern=draw(st.sampled_from(patterns)),
+        density=draw(st.sampled_from([0.3, 0.0, 1.0])),
+        activation=draw(st.sampled_from(["none", "relu", "relu6"])),
+        bias=draw(st.booleans()),
+        residual=draw(st.booleans()),
+        dtype=draw(st.sampled_from(INT8)),
+        coarse=draw(st.sampled_from([2, 5, 6, 8])),
+    )
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, *INT8]))
+    channels = draw(st.sampled_from([4, 8, 12, 20, 72] if dtype in INT8 else [1, 3, 4, 8, 21]))
+    return Recipe(
+        layers=tuple(draw(st.lists(layers(), min_size=3, max_size=8))),
+        size=(channels, *draw(extents())),
+        dtype=dtype,
+        quantize=dtype == torch.float32 and draw(st.booleans()),
+        ranges=draw(st.sampled_from([(0, 0), (0, 1), (1, 0)])),
+        average=draw(st.sampled_from([None, None, None, torch.float32, *INT8])),
+        exact=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@dataclass
+class Value:
+    node: fx.Node
+    size: Size
+    range: InputRange | None = None
+
+
+class Maker(ABC):
+    """Makes the layers of a recipe one by one."""
+
+    pooling: type[nn.Module]
+    unpruned: str  # the pattern that fits all sizes
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.g = recipe, torch.Generator().manual_seed(recipe.seed)
+        self.graph, self.modules = fx.Graph(), dict[str, nn.Module]()
+        self.x = self.graph.placeholder("x")
+        self.values: list[Value] = []  # inside
+
+    @abstractmethod
+    def outside(self) -> Value:
+        """The tensor outside, for one more reader."""
+
+    @abstractmethod
+    def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, InputRange | None]:
+        """A convolution, and the range of its output."""
+
+    @abstractmethod
+    def average(self, last: Value) -> nn.Module:
+        """The average that ends the chain."""
+
+    def call(self, module: nn.Module, size: Size, range: InputRange | None, *inputs: fx.Node) -> None:
+        name = f"layer{len(self.modules)}"
+        self.modules[name] = module.eval()
+        self.values.append(Value(self.graph.call_module(name, inputs), size, range))
+
+    def source(self, layer: Layer) -> Value:
+        if layer.back >= len(self.values) and not layer.pool:
+            return self.outside()
+        return self.values[-1 - min(layer.back, len(self.values) - 1)]
+
+    def add(self, layer: Layer) -> None:
+        if layer.pool:
+            if not self.values:
+                return
+            least = tuple(min(p, k // 2) for p, k in zip(layer.padding, layer.kernel, strict=True))
+            layer = replace(layer, padding=least)
+        x = self.source(layer)
+        if layer.residual and not layer.pool:
+            layer = self.joining(layer, x)
+        size = _output(x.size, window(layer))
+        if min(size) < 1 or max(size) > 40:
+            return
+        if layer.pool:
+            self.call(self.pooling(*window(layer)), (x.size[0], *size), x.range, x.node)
+        else:
+            self.convolve(layer, x, size)
+
+    def joining(self, layer: Layer, x: Value) -> Layer:
+        """The layer with a window whose output a value that was made already can be added to."""
+        sizes = [v.size[1:] for v in self.values if v is not x]
+        plain = [replace(layer, kernel=(1, 1), stride=(s, s), padding=(0, 0), dilation=(1, 1)) for s in (1, 2, 3)]
+        return next((able for able in (layer, *plain) if _output(x.size, window(able)) in sizes), layer)
+
+    def convolve(self, layer: Layer, x: Value, size: Pair) -> None:
+        o, added = layer.channels, None
+        if layer.residual:
+            added = next((v for v in reversed(self.values) if v.size[1:] == size and v is not x), None)
+            o = o if added is None else added.size[0]
+        if layer.pattern != "dense" and added is None:
+            o += -o % blocks.block_of(layer.pattern)[0]
+        if layer.pattern != "dense" and blocks.fits(layer.pattern, o, x.size[0]) is not None:
+            layer = replace(layer, pattern=self.unpruned)
+        made, y = self.conv(layer, x, o, added)
+        if layer.activation != "none":
+            made.fuse_activation(layer.activation)  # type: ignore[operator]
+        self.call(made, (o, *size), y, x.node, *([] if added is None else [added.node]))
+
+    def kept(self, layer: Layer, o: int, c: int) -> Tensor:
+        """[o, c, kh, kw]: which weights are not pruned."""
+        rows, columns = blocks.block_of(layer.pattern)
+        keep = torch.rand(o // rows, c // columns, *layer.kernel, generator=self.g) < layer.density
+        return keep.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+
+    def body(self) -> fx.GraphModule:
+        before = len(self.values)
+        for layer in self.recipe.layers:
+            self.add(layer)
+        if len(self.values) == before:
+            self.add(Layer(pattern=self.unpruned))
+        last = self.values[-1]
+        if self.recipe.average is not None:
+            self.call(self.average(last), (last.size[0], 1, 1), last.range, last.node)
+        self.graph.output(self.values[-1].node)
+        body = fx.GraphModule(self.modules, self.graph)
+        body.graph.eliminate_dead_code()
+        body.recompile()
+        return body
+
+
+def window(layer: Layer) -> tuple[Pair, Pair, Pair, Pair]:
+    return layer.kernel, layer.stride, layer.padding, layer.dilation
+
+
+def _output(size: Size, window: tuple[Pair, Pair, Pair, Pair]) -> tuple[int, int]:
+    h, w = ((s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size[1:], *window, strict=True))
+    return h, w
