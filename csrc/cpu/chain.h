@@ -1,11 +1,11 @@
 // A plan of conv_chain: what torchaccel/ops/conv_chain.py lays out, step by step, for one image or a few at a time.
 //
 // A "place" is one pixel of a plane, 4 bytes: one channel of float32, or four of uint8 (int8 with its sign bit
-// flipped). An activation is cut into blocks, grid_h x grid_w of them in each of `images` images, and a vector holds the
-// same place of all blocks: [planes][rows][pitch][16 lanes], where lane ((image * grid_h + i) * grid_w + j) is block
-// (i, j), and rows x columns of vectors are the pixels of one block. So a neighbouring pixel is a neighbouring vector,
-// every tap of a convolution is a constant offset, whatever its stride, and every load is aligned. Around its own
-// pixels a block has a halo of those of its neighbours, or of padding; a step of its own fills it. Lanes and pixels
+// flipped). An activation is cut into blocks, grid_h x grid_w of them in each of `images` images, and a vector holds
+// the same place of all blocks: [planes][rows][pitch][16 lanes], where lane ((image * grid_h + i) * grid_w + j) is
+// block (i, j), and rows x columns of vectors are the pixels of one block. So a neighbouring pixel is a neighbouring
+// vector, every tap of a convolution is a constant offset, whatever its stride, and every load is aligned. Around its
+// own pixels a block has a halo of those of its neighbours, or of padding; a step of its own fills it. Lanes and pixels
 // that do not exist hold anything, and are never read by those that do.
 #pragma once
 
@@ -23,33 +23,34 @@ struct ChainGrid {
 // All in bytes unless said otherwise; the order of the fields is that of `Step` in torchaccel/ops/conv_chain.py.
 struct ChainStep {
   int64_t kind;
-  int64_t x, x_plane, x_pitch;  // the input's first pixel in the arena, from a plane to the next, from a row to the next
+  int64_t x, x_plane,
+      x_pitch;  // the input's first pixel in the arena, from a plane to the next, from a row to the next
   int64_t y, y_plane, y_pitch;
   int64_t residual, residual_plane, residual_pitch;  // -1: none
-  int64_t planes;            // of the output; of the input where the step ends the chain
-  int64_t h, w;              // pixels of an image that is moved or averaged
-  int64_t channels;          // of the tensor outside
-  int64_t rows, columns;     // vectors of a plane that a convolution or max-pooling makes
+  int64_t planes;                                    // of the output; of the input where the step ends the chain
+  int64_t h, w;                                      // pixels of an image that is moved or averaged
+  int64_t channels;                                  // of the tensor outside
+  int64_t rows, columns;                             // vectors of a plane that a convolution or max-pooling makes
   int64_t x_down, x_across;  // from the input of one output to that of the one below, and to its right
   ChainGrid x_grid, y_grid;
-  int64_t tile;         // vectors of a row that are computed together, at most
-  int64_t block_rows;   // of int8 weights: 1 or 4, or 0 for all blocks of 4x4 (dense); float32: rows that share offsets
-  int64_t blocks;       // of four output channels where int8 is dense; taps of a pooling window; vectors of a halo
-  int64_t chunks;       // of K, float32
+  int64_t tile;        // vectors of a row that are computed together, at most
+  int64_t block_rows;  // of int8 weights: 1 or 4, or 0 for all blocks of 4x4 (dense); float32: rows that share offsets
+  int64_t blocks;      // of four output channels where int8 is dense; taps of a pooling window; vectors of a halo
+  int64_t chunks;      // of K, float32
   int64_t values, offsets, row_offsets;  // where they begin; offsets are bytes from an output's place to an input's
-  int64_t starts;       // where the initial sums of int8 begin, or the groups of float32
-  int64_t lanes;        // where the lanes that a halo takes begin
-  int64_t floats;       // where the floats of the step begin
-  int64_t zero_point;   // of y
-  int64_t residual_zero_point;  // of the residual; of x for the average
-  int64_t flip;         // whether the tensor outside is int8
-  int64_t padding;      // a halo's place outside of the image, as a word
+  int64_t starts;                        // where the initial sums of int8 begin, or the groups of float32
+  int64_t lanes;                         // where the lanes that a halo takes begin
+  int64_t floats;                        // where the floats of the step begin
+  int64_t zero_point;                    // of y
+  int64_t residual_zero_point;           // of the residual; of x for the average
+  int64_t flip;                          // whether the tensor outside is int8
+  int64_t padding;                       // a halo's place outside of the image, as a word
 };
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 
 // Output channels of float32 that are one task, and the memory for their sums.
-constexpr int64_t kChainSlab = 128, kChainTile = 8;
+constexpr int64_t kChainSlab = 128, kChainTile = 7;
 constexpr int64_t kChainScratch = kChainSlab * kChainTile * 64;
 
 // What the steps index, and one image of the tensors outside.

@@ -1,4 +1,4 @@
-// conv_chain: a run of int8 layers in one call. Images go to threads whole, as many as there are threads for; those
+// conv_chain: a run of layers in one call. Images go to threads whole, as many as there are threads for; those
 // that are left over are shared out within each step, with a barrier after it. See chain.h for the plan.
 //
 // A thread takes some images at a time: first one after the other through the early steps, whose activations stay in
@@ -6,39 +6,13 @@
 // that does serves all images, and small images fill whole vectors.
 #include <torch/csrc/stable/library.h>
 
-#include <atomic>
-#include <thread>
-
 #include "arguments.h"
+#include "barrier.h"
 #include "isa.h"
 #include "parallel.h"
 
 namespace torchaccel {
 namespace {
-
-// Threads of one parallel region meet here after each step. A thread that runs several parts arrives for all of them.
-class Barrier {
- public:
-  explicit Barrier(int64_t parts) : parts_(parts) {}
-
-  void arrive(int64_t parts) {
-    if (parts == parts_) return;
-    const int64_t round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(parts, std::memory_order_acq_rel) + parts == parts_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins > 4000) std::this_thread::yield();  // more threads than cores
-    }
-  }
-
- private:
-  const int64_t parts_;
-  alignas(64) std::atomic<int64_t> arrived_{0};
-  alignas(64) std::atomic<int64_t> round_{0};
-};
 
 constexpr int64_t kWeightBytes = 128 << 10;  // that stay in L2 from one tile to the next
 
@@ -46,116 +20,140 @@ struct Chain {
   const ChainStep* steps;
   int64_t count, late_steps;  // the first of the late ones
   int64_t arena_bytes, lanes;
+  bool floats;  // the element type
+  void (*run)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
   ChainData data;
   int64_t in_bytes, out_bytes;  // of an image
 };
 
-int64_t tiles(const ChainStep& s) { return (s.vectors + s.tile - 1) / s.tile; }
+// What a thread works in.
+struct Memory {
+  uint8_t* arena;
+  float* sums;
+};
+
+int64_t tiles(const ChainStep& s) { return s.rows * ((s.columns + s.tile - 1) / s.tile); }
+
+// Parts of a tile that are tasks of their own: planes, or slabs of channels.
+int64_t units(const Chain& chain, const ChainStep& s) {
+  return chain.floats ? (s.planes + kChainSlab - 1) / kChainSlab : s.planes;
+}
 
 // Tasks of a step, which threads take contiguous shares of.
-int64_t tasks(const ChainStep& s) {
+int64_t tasks(const Chain& chain, const ChainStep& s) {
   switch (static_cast<ChainKind>(s.kind)) {
     case ChainKind::kConv:
-      return tiles(s) * s.planes;
+      return tiles(s) * units(chain, s);
     case ChainKind::kStore:
-      return s.h;
+      return chain.floats ? s.planes : s.h;
     default:
       return s.planes;
   }
 }
 
-// Estimated clocks of a tile's first `plane` planes: an epilogue, and the blocks of weights.
-int64_t cost(const ChainStep& s, const int32_t* indices, int64_t plane) {
-  const int64_t vectors = s.vectors / tiles(s) + 1;
-  const int32_t* rows = indices + s.row_offsets;
+// Estimated clocks of a tile's first `unit` units: an epilogue, and the blocks of weights.
+int64_t cost(const Chain& chain, const ChainStep& s, int64_t unit) {
+  const int64_t vectors = s.rows * s.columns / tiles(s) + 1;
+  const int32_t* rows = chain.data.indices + s.row_offsets;
+  if (chain.floats) {
+    const int32_t* groups = chain.data.indices + s.starts;
+    const int64_t channels = unit * kChainSlab < s.planes ? unit * kChainSlab : s.planes;
+    const int32_t* last = groups + 6 * (rows[unit * s.chunks] - 1);
+    const int64_t steps = unit > 0 ? int64_t{last[0]} + last[1] : 0;
+    return channels * s.chunks * (4 + 2 * vectors) + 4 * steps * vectors;
+  }
+  const int64_t plane = unit;
   const int64_t blocks = s.block_rows == 0 ? plane * s.blocks : rows[s.block_rows == 1 ? 4 * plane : plane] - rows[0];
   return plane * (20 + 12 * vectors) + blocks * vectors * (s.block_rows == 1 ? 1 : 2);
 }
 
 // The first task of thread `part` of `parts`: equal shares of the tasks, or of the nonzeros.
-int64_t first_task(const ChainStep& s, const int32_t* indices, int64_t part, int64_t parts) {
-  const int64_t all = tasks(s);
+int64_t first_task(const Chain& chain, const ChainStep& s, int64_t part, int64_t parts) {
+  const int64_t all = tasks(chain, s), of_tile = units(chain, s);
   if (part == 0 || part == parts || static_cast<ChainKind>(s.kind) != ChainKind::kConv) return all * part / parts;
-  const int64_t each = cost(s, indices, s.planes), target = each * tiles(s) / parts * part;
+  const int64_t each = cost(chain, s, of_tile), target = each * tiles(s) / parts * part;
   const int64_t tile = target / each;
-  int64_t low = 0, high = s.planes;
+  int64_t low = 0, high = of_tile;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (cost(s, indices, middle) < target - tile * each) {
+    if (cost(chain, s, middle) < target - tile * each) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
-  return tile * s.planes + low;
+  return tile * of_tile + low;
 }
 
-ChainData image(const Chain& chain, int64_t n, int64_t lane, uint8_t* arena) {
+ChainData image(const Chain& chain, int64_t n, int64_t place, const Memory& memory) {
   ChainData data = chain.data;
   data.in = static_cast<const uint8_t*>(data.in) + n * chain.in_bytes;
   data.out = static_cast<uint8_t*>(data.out) + n * chain.out_bytes;
-  data.arena = arena;
-  data.lane = lane;
+  data.arena = memory.arena;
+  data.sums = memory.sums;
+  data.image = place;
   return data;
 }
 
-// Whether a step runs over the places of all images at once.
-bool over_places(const ChainStep& s) {
-  return static_cast<ChainKind>(s.kind) == ChainKind::kConv || static_cast<ChainKind>(s.kind) == ChainKind::kMaxPool;
+// Whether a step takes the images one by one.
+bool by_image(const ChainStep& s) {
+  const ChainKind kind = static_cast<ChainKind>(s.kind);
+  return kind != ChainKind::kHalo && kind != ChainKind::kConv && kind != ChainKind::kMaxPool;
 }
 
-// Output planes whose weights stay in L2.
-int64_t planes_at_once(const ChainStep& s, const int32_t* indices) {
-  if (static_cast<ChainKind>(s.kind) != ChainKind::kConv || s.planes == 0) return s.planes;
-  const int64_t rows = s.block_rows == 1 ? 4 * s.planes : s.planes;
+// Units of a tile whose int8 weights stay in L2; slabs of float32 ones are read again for each tile, as their inputs
+// take as much.
+int64_t units_at_once(const Chain& chain, const ChainStep& s) {
+  const int64_t all = units(chain, s);
+  if (static_cast<ChainKind>(s.kind) != ChainKind::kConv || chain.floats || all == 0) return all;
+  const int64_t rows = s.block_rows == 1 ? 4 * all : all;
   const int64_t bytes =
-      s.block_rows == 0 ? s.planes * s.blocks * 16 : indices[s.row_offsets + rows] * (4 * s.block_rows + 4);
-  const int64_t planes = s.planes * kWeightBytes / (bytes + 1);
-  return planes < 1 ? 1 : planes < s.planes ? planes : s.planes;
+      s.block_rows == 0 ? all * s.blocks * 16 : chain.data.indices[s.row_offsets + rows] * (4 * s.block_rows + 4);
+  const int64_t planes = all * kWeightBytes / (bytes + 1);
+  return planes < 1 ? 1 : planes < all ? planes : all;
 }
 
 // Images [n, n + count) on one thread.
-void run_images(const Chain& chain, const Kernels& kernel, int64_t n, int64_t count, uint8_t* arena) {
-  for (int64_t lane = 0; lane < count; ++lane) {
-    const ChainData data = image(chain, n + lane, lane, arena);
-    for (int64_t i = 0; i < chain.late_steps; ++i) kernel.chain(chain.steps[i], data, 0, tasks(chain.steps[i]));
+void run_images(const Chain& chain, int64_t n, int64_t count, const Memory& memory) {
+  for (int64_t place = 0; place < count; ++place) {
+    const ChainData data = image(chain, n + place, place, memory);
+    for (int64_t i = 0; i < chain.late_steps; ++i) chain.run(chain.steps[i], data, 0, tasks(chain, chain.steps[i]));
   }
   for (int64_t i = chain.late_steps; i < chain.count; ++i) {
     const ChainStep& step = chain.steps[i];
-    if (!over_places(step)) {
-      for (int64_t lane = 0; lane < count; ++lane) {
-        kernel.chain(step, image(chain, n + lane, lane, arena), 0, tasks(step));
+    if (by_image(step)) {
+      for (int64_t place = 0; place < count; ++place) {
+        chain.run(step, image(chain, n + place, place, memory), 0, tasks(chain, step));
       }
       continue;
     }
-    const ChainData data = image(chain, n, 0, arena);
-    const int64_t rounds = tasks(step) / step.planes, wide = planes_at_once(step, data.indices);
-    for (int64_t plane = 0; plane < step.planes; plane += wide) {
-      const int64_t end = plane + wide < step.planes ? plane + wide : step.planes;
-      for (int64_t tile = 0; tile < rounds; ++tile) {
-        kernel.chain(step, data, tile * step.planes + plane, tile * step.planes + end);
-      }
+    const ChainData data = image(chain, n, 0, memory);
+    const int64_t all = tasks(chain, step), wide = units_at_once(chain, step);
+    const int64_t of_tile = static_cast<ChainKind>(step.kind) == ChainKind::kConv ? units(chain, step) : all;
+    for (int64_t unit = 0; unit < of_tile; unit += wide) {
+      const int64_t end = unit + wide < of_tile ? unit + wide : of_tile;
+      for (int64_t tile = 0; tile < all; tile += of_tile) chain.run(step, data, tile + unit, tile + end);
     }
   }
 }
 
-void run(const Chain& chain, int64_t images, int64_t parts, uint8_t* arena) {
-  const Kernels& kernel = kernels();
+void run(const Chain& chain, int64_t images, int64_t parts, int64_t arenas, uint8_t* memory) {
   const int64_t whole = images - images % parts;  // shared out by images
+  uint8_t* sums = memory + arenas * chain.arena_bytes;
   Barrier barrier(parts);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    Memory own = {memory + begin * chain.arena_bytes, reinterpret_cast<float*>(sums + begin * kChainScratch)};
     const int64_t stop = end * (whole / parts);
     for (int64_t n = begin * (whole / parts); n < stop; n += chain.lanes) {
-      const int64_t count = stop - n < chain.lanes ? stop - n : chain.lanes;
-      run_images(chain, kernel, n, count, arena + begin * chain.arena_bytes);
+      run_images(chain, n, stop - n < chain.lanes ? stop - n : chain.lanes, own);
     }
     barrier.arrive(end - begin);
+    own.arena = memory;
     for (int64_t n = whole; n < images; ++n) {
-      const ChainData data = image(chain, n, 0, arena);
+      const ChainData data = image(chain, n, 0, own);
       for (int64_t i = 0; i < chain.count; ++i) {
         const ChainStep& step = chain.steps[i];
-        kernel.chain(step, data, first_task(step, data.indices, begin, parts),
-                     first_task(step, data.indices, end, parts));
+        chain.run(step, data, first_task(chain, step, begin, parts), first_task(chain, step, end, parts));
         barrier.arrive(end - begin);
       }
     }
@@ -232,7 +230,15 @@ Tensor conv_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   chain.arena_bytes = arena_bytes;
   chain.late_steps = late_steps;
   chain.lanes = lanes;
-  chain.data.values = args.vector<int8_t>("values", values, ScalarType::Char, values.numel());
+  chain.floats = values.scalar_type() == ScalarType::Float;
+  chain.run = chain.floats ? kernels().chain_f32 : kernels().chain;
+  if (chain.floats) {
+    chain.data.values = args.vector<float>("values", values, ScalarType::Float, values.numel());
+    check_dtype(args.op(), "x", x.scalar_type(), {ScalarType::Float});
+    check_dtype(args.op(), "out_dtype", out_dtype, {ScalarType::Float});
+  } else {
+    chain.data.values = args.vector<int8_t>("values", values, ScalarType::Char, values.numel());
+  }
   chain.data.indices = args.vector<int32_t>("indices", indices, ScalarType::Int, indices.numel());
   chain.data.floats = args.vector<float>("floats", floats, ScalarType::Float, floats.numel());
   chain.data.in_float = x.scalar_type() == ScalarType::Float;
@@ -242,13 +248,15 @@ Tensor conv_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   const int64_t n = x.size(0), unit = x.numel() / (n > 0 ? n : 1);
   chain.data.in = in.const_data_ptr();
   chain.in_bytes = unit * (chain.data.in_float ? 4 : 1);
-  Tensor out = empty_nhwc(n, out_size[0], out_size[1], out_size[2], out_dtype);
+  const int64_t sizes[] = {n, out_size[0], out_size[1], out_size[2]};
+  Tensor out = chain.floats ? torch::stable::new_empty(x, {sizes, 4})
+                            : empty_nhwc(n, out_size[0], out_size[1], out_size[2], out_dtype);
   chain.data.out = out.mutable_data_ptr();
   chain.out_bytes = out_size[0] * out_size[1] * out_size[2] * (chain.data.out_float ? 4 : 1);
   if (n == 0) return out;
-  const int64_t parts = torch::stable::get_num_threads();
-  const Arena memory(arena, (n >= parts ? parts : 1) * arena_bytes);
-  run(chain, n, parts, memory.data());
+  const int64_t parts = torch::stable::get_num_threads(), arenas = n >= parts ? parts : 1;
+  const Arena memory(arena, arenas * arena_bytes + parts * kChainScratch);
+  run(chain, n, parts, arenas, memory.data());
   return out;
 }
 

@@ -185,8 +185,9 @@ struct Kernels {
   void (*avg_pool)(const Input&, const Average&, int64_t begin, int64_t end);
   // Elements [begin, end).
   void (*add)(const Addition&, int64_t begin, int64_t end);
-  // Tasks [begin, end) of one step of an int8 chain, see chain.h.
+  // Tasks [begin, end) of one step of a chain of int8 or float32 layers, see chain.h.
   void (*chain)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
+  void (*chain_f32)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
   // Slabs of output channels [begin, end) of tile t at t * slabs; see sparse_f32.h.
   void (*sparse_f32)(const ImageF32&, const SparseF32&, const OutputF32&, int64_t begin, int64_t end, uint8_t* scratch);
   // Whether slabs [begin, end) lead nowhere out of memory.

@@ -29,9 +29,9 @@ namespace {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, quantize_rows, dense,           dense_dynamic,
-                                    weight_only,   sparse,   sparse_valid,  max_pool,        avg_pool,
-                                    add,           chain,    sparse_f32,    sparse_f32_valid};
+const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, quantize_rows, dense,      dense_dynamic,
+                                    weight_only,   sparse,   sparse_valid,  max_pool,   avg_pool,
+                                    add,           chain,    chain_f32,     sparse_f32, sparse_f32_valid};
 
 }  // namespace torchaccel
 

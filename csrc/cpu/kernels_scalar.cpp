@@ -21,8 +21,8 @@ namespace {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",    quantize, quantize_rows, dense,           dense_dynamic,
-                                weight_only, sparse,   sparse_valid,  max_pool,        avg_pool,
-                                add,         chain,    sparse_f32,    sparse_f32_valid};
+const Kernels kScalarKernels = {"scalar",    quantize, quantize_rows, dense,      dense_dynamic,
+                                weight_only, sparse,   sparse_valid,  max_pool,   avg_pool,
+                                add,         chain,    chain_f32,     sparse_f32, sparse_f32_valid};
 
 }  // namespace torchaccel

@@ -12,9 +12,7 @@
 
 #include "epilogue.inl"
 #include "panel_f32.inl"
-
-// Sums stay in registers only where loops over them are gone.
-#define TORCHACCEL_UNROLL _Pragma("GCC unroll 8")
+#include "unroll.h"
 
 // The offsets of kRows rows from `p` on, 16 bits each.
 template <int kRows>
