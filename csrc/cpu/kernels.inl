@@ -3,8 +3,7 @@
 #pragma once
 
 #include "add.inl"
-#include "chain_int8.inl"
-#include "chain_moves.inl"
+#include "chain.inl"
 #include "dense.inl"
 #include "dynamic.inl"
 #include "pool.inl"

@@ -46,13 +46,16 @@ TORCHACCEL_INLINE __m256i bytes256(__m256i a, __m256i b, __m256i low, __m256i hi
 TORCHACCEL_INLINE I32 i32_bytes(Pair a, Pair b, Pair low, Pair high, Pair add) {
   return {bytes256(a.lo, b.lo, low.lo, high.lo, add.lo), bytes256(a.hi, b.hi, low.hi, high.hi, add.hi)};
 }
-// Lane i of a where bit i is set, else of b.
-TORCHACCEL_INLINE I32 i32_select(int32_t bits, I32 a, I32 b) {
-  const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), word = _mm256_set1_epi32(bits);
-  const __m256i lo = _mm256_cmpeq_epi32(_mm256_and_si256(word, lanes), lanes);
-  const __m256i high = _mm256_slli_epi32(lanes, 8);
-  const __m256i hi = _mm256_cmpeq_epi32(_mm256_and_si256(word, high), high);
-  return {_mm256_blendv_epi8(b.lo, a.lo, lo), _mm256_blendv_epi8(b.hi, a.hi, hi)};
+// Lane i is lane lanes[i] of a, or lane i of b where lanes[i] is -1.
+TORCHACCEL_INLINE __m256i permute256(I32 a, __m256i lanes, __m256i b) {
+  const __m256 lo = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(a.lo, lanes));
+  const __m256 hi = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(a.hi, lanes));
+  const __m256 is_hi = _mm256_castsi256_ps(_mm256_slli_epi32(lanes, 28));  // bit 3 as the sign
+  return _mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_blendv_ps(lo, hi, is_hi), _mm256_castsi256_ps(b), _mm256_castsi256_ps(lanes)));
+}
+TORCHACCEL_INLINE I32 i32_permute(I32 a, const int32_t* lanes, I32 b) {
+  return {permute256(a, load256(lanes), b.lo), permute256(a, load256(lanes + 8), b.hi)};
 }
 // The sign of lane i as bit i.
 TORCHACCEL_INLINE int i32_signs(I32 a) {

@@ -29,9 +29,10 @@ TORCHACCEL_INLINE I32 i32_bytes(Pair a, Pair b, Pair low, Pair high, Pair add) {
   const __m512i order = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
   return _mm512_shuffle_epi8(_mm512_packus_epi16(a, b), order);
 }
-// Lane i of a where bit i is set, else of b.
-TORCHACCEL_INLINE I32 i32_select(int32_t bits, I32 a, I32 b) {
-  return _mm512_mask_blend_epi32(static_cast<__mmask16>(bits), b, a);
+// Lane i is lane lanes[i] of a, or lane i of b where lanes[i] is -1.
+TORCHACCEL_INLINE I32 i32_permute(I32 a, const int32_t* lanes, I32 b) {
+  const I32 from = i32_load(lanes);
+  return _mm512_mask_blend_epi32(_mm512_movepi32_mask(from), _mm512_permutexvar_epi32(from, a), b);
 }
 // The sign of lane i as bit i.
 TORCHACCEL_INLINE int i32_signs(I32 a) { return _mm512_movepi32_mask(a); }
@@ -152,6 +153,7 @@ TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) {
 
 // GCC's own headers start unmasked intrinsics from an undefined register and warn of it where they are inlined.
 #if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 

@@ -31,10 +31,13 @@ TORCHACCEL_INLINE I32 i32_sub(const I32& a, const I32& b) { return (I32)((U32)a 
 TORCHACCEL_INLINE I32 i32_mul(const I32& a, const I32& b) { return (I32)((U32)a * (U32)b); }
 TORCHACCEL_INLINE I32 i32_max(const I32& a, const I32& b) { return a > b ? a : b; }
 TORCHACCEL_INLINE I32 i32_shl8(const I32& a) { return (I32)((U32)a << 8); }
-// Lane i of a where bit i is set, else of b.
-TORCHACCEL_INLINE I32 i32_select(int32_t bits, const I32& a, const I32& b) {
-  const I32 lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  return ((I32{} + bits) & lanes) != 0 ? a : b;
+// Lane i is lane lanes[i] of a, or lane i of b where lanes[i] is -1.
+TORCHACCEL_INLINE I32 i32_permute(const I32& a, const int32_t* lanes, const I32& b) {
+  I32 permuted = b;
+  for (int i = 0; i < 16; ++i) {
+    if (lanes[i] >= 0) permuted[i] = a[lanes[i]];
+  }
+  return permuted;
 }
 // The sign of lane i as bit i.
 TORCHACCEL_INLINE int i32_signs(const I32& a) {

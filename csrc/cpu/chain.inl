@@ -1,0 +1,45 @@
+// Tasks [begin, end) of a step of a chain, by what its places are; see chain.h.
+#pragma once
+
+#include "chain_f32.inl"
+#include "chain_int8.inl"
+#include "chain_moves.inl"
+#include "chain_pool.inl"
+
+static void chain(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+  switch (static_cast<ChainKind>(s.kind)) {
+    case ChainKind::kLoad:
+      return chain_load_int8(s, d, begin, end);
+    case ChainKind::kRelane:
+      return chain_relane(s, d, begin, end);
+    case ChainKind::kHalo:
+      return chain_halo(s, d, begin, end);
+    case ChainKind::kConv:
+      return chain_conv_int8(s, d, begin, end);
+    case ChainKind::kMaxPool:
+      return chain_max_pool<uint8_t>(s, d, begin, end);
+    case ChainKind::kAverage:
+      return chain_average_int8(s, d, begin, end);
+    case ChainKind::kStore:
+      return chain_store_int8(s, d, begin, end);
+  }
+}
+
+static void chain_f32(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+  switch (static_cast<ChainKind>(s.kind)) {
+    case ChainKind::kLoad:
+      return chain_load_f32(s, d, begin, end);
+    case ChainKind::kRelane:
+      return chain_relane(s, d, begin, end);
+    case ChainKind::kHalo:
+      return chain_halo(s, d, begin, end);
+    case ChainKind::kConv:
+      return chain_conv_f32(s, d, begin, end);
+    case ChainKind::kMaxPool:
+      return chain_max_pool<float>(s, d, begin, end);
+    case ChainKind::kAverage:
+      return chain_average_f32(s, d, begin, end);
+    case ChainKind::kStore:
+      return chain_store_f32(s, d, begin, end);
+  }
+}
