@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-from tests.nn.chain_recipes import INT8, Layer, Maker, Recipe, Value, recipes, window
+from tests.nn.chain_recipes import INT8, Layer, Maker, Recipe, Value, recipes
 from torchaccel import _native
-from torchaccel.nn import InputRange, Int8AdaptiveAvgPool2d, Int8Conv2d, Int8MaxPool2d, SparseInt8Conv2d
+from torchaccel.nn import ConvChain, InputRange, Int8AdaptiveAvgPool2d, Int8Conv2d, Int8MaxPool2d, SparseInt8Conv2d
 from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.ops.conv_chain import _reference
 
-__all__ = ["Layer", "Recipe", "images", "make", "recipes", "running_on"]
+__all__ = ["Layer", "Recipe", "by_reference", "images", "laid_out", "make", "recipes", "running_on"]
 
 
 class _Int8Maker(Maker):
-    pooling = Int8MaxPool2d
     unpruned = "dense"
 
     def __init__(self, recipe: Recipe) -> None:
@@ -43,7 +43,7 @@ class _Int8Maker(Maker):
 
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, InputRange]:
         c, (kh, kw) = x.size[0], layer.kernel
-        conv = nn.Conv2d(c, o, *window(layer), bias=layer.bias)
+        conv = nn.Conv2d(c, o, *layer.window(), bias=layer.bias)
         scale = 1 / (73 * math.sqrt(c * kh * kw))
         if self.recipe.exact:
             scale = 2.0 ** round(math.log2(scale))
@@ -64,6 +64,9 @@ class _Int8Maker(Maker):
         if added is not None and added.range is not None:
             made.set_residual(added.range.scale, added.range.zero_point)
         return made, y
+
+    def pool(self, layer: Layer) -> nn.Module:
+        return Int8MaxPool2d(*layer.window())
 
     def average(self, last: Value) -> nn.Module:
         average = Int8AdaptiveAvgPool2d(1)
@@ -91,6 +94,23 @@ def images(recipe: Recipe, n: int, finite: bool = True) -> Tensor:
         special = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, -0.0])
         x.view(-1)[::7] = special.repeat(x.numel() // 42 + 1)[: -(-x.numel() // 7)]
     return x
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "gaps":
+        wide = x.new_ones(*x.shape[:-1], 2 * x.shape[-1] + 1)
+        wide[..., : 2 * x.shape[-1] : 2] = x
+        return wide[..., : 2 * x.shape[-1] : 2]
+    return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+
+
+def by_reference(chain: ConvChain, x: Tensor, lanes: int = 1) -> Tensor:
+    p = chain.plan(x, lanes)
+    assert p is not None
+    return _reference(
+        x, p.steps, p.values, p.indices, p.floats, p.arena, p.arena_bytes, p.late_steps, p.lanes, p.out_size,
+        p.out_dtype,
+    )  # fmt: skip
 
 
 @contextmanager

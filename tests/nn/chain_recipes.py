@@ -15,6 +15,7 @@ from torchaccel.ops import blocks
 
 Pair = tuple[int, int]
 Size = tuple[int, int, int]
+Window = tuple[Pair, Pair, Pair, Pair]
 INT8 = (torch.uint8, torch.int8)
 PATTERNS = "dense", "1x4", "1x4", "4x4", "4x4", "16x1", "unstructured"
 CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40
@@ -38,6 +39,9 @@ class Layer:
     residual: bool = False
     dtype: torch.dtype = torch.uint8
     coarse: int = 5  # about how many bits of the output's range its values fill, up to some that saturate
+
+    def window(self) -> Window:
+        return self.kernel, self.stride, self.padding, self.dilation
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,6 @@ class Value:
 class Maker(ABC):
     """Makes the layers of a recipe one by one."""
 
-    pooling: type[nn.Module]
     unpruned: str  # the pattern that fits all sizes
 
     def __init__(self, recipe: Recipe) -> None:
@@ -124,6 +127,10 @@ class Maker(ABC):
     @abstractmethod
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, InputRange | None]:
         """A convolution, and the range of its output."""
+
+    @abstractmethod
+    def pool(self, layer: Layer) -> nn.Module:
+        """A max-pooling."""
 
     @abstractmethod
     def average(self, last: Value) -> nn.Module:
@@ -148,11 +155,11 @@ class Maker(ABC):
         x = self.source(layer)
         if layer.residual and not layer.pool:
             layer = self.joining(layer, x)
-        size = _output(x.size, window(layer))
+        size = _output(x.size, layer.window())
         if min(size) < 1 or max(size) > 40:
             return
         if layer.pool:
-            self.call(self.pooling(*window(layer)), (x.size[0], *size), x.range, x.node)
+            self.call(self.pool(layer), (x.size[0], *size), x.range, x.node)
         else:
             self.convolve(layer, x, size)
 
@@ -160,7 +167,7 @@ class Maker(ABC):
         """The layer with a window whose output a value that was made already can be added to."""
         sizes = [v.size[1:] for v in self.values if v is not x]
         plain = [replace(layer, kernel=(1, 1), stride=(s, s), padding=(0, 0), dilation=(1, 1)) for s in (1, 2, 3)]
-        return next((able for able in (layer, *plain) if _output(x.size, window(able)) in sizes), layer)
+        return next((able for able in (layer, *plain) if _output(x.size, able.window()) in sizes), layer)
 
     def convolve(self, layer: Layer, x: Value, size: Pair) -> None:
         o, added = layer.channels, None
@@ -198,10 +205,6 @@ class Maker(ABC):
         return body
 
 
-def window(layer: Layer) -> tuple[Pair, Pair, Pair, Pair]:
-    return layer.kernel, layer.stride, layer.padding, layer.dilation
-
-
-def _output(size: Size, window: tuple[Pair, Pair, Pair, Pair]) -> tuple[int, int]:
+def _output(size: Size, window: Window) -> Pair:
     h, w = ((s + 2 * p - d * (k - 1) - 1) // st + 1 for s, k, st, p, d in zip(size[1:], *window, strict=True))
     return h, w

@@ -10,36 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.nn.chain_bodies import Layer, Recipe, images, make, recipes, running_on
+from tests.nn.chain_bodies import Layer, Recipe, by_reference, images, laid_out, make, recipes, running_on
 from torchaccel import _native
-from torchaccel.nn import ConvChain, _chain_plan
-from torchaccel.ops.conv_chain import _reference
+from torchaccel.nn import ConvChain, _chain_builder
+from torchaccel.nn.conv_chain import TOGETHER
 
 CASES = settings(max_examples=250, deadline=None, derandomize=True)
 ISAS = _native.isas_available() or ("reference",)
-
-
-def laid_out(x: Tensor, layout: str) -> Tensor:
-    if layout == "gaps":
-        wide = x.new_ones(*x.shape[:-1], 2 * x.shape[-1] + 1)
-        wide[..., : 2 * x.shape[-1] : 2] = x
-        return wide[..., : 2 * x.shape[-1] : 2]
-    return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
 
 def equal(y: Tensor, expected: Tensor) -> None:
     assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
     assert y.stride() == torch.empty(y.shape, memory_format=torch.channels_last).stride()
     assert torch.equal(y, expected), f"{(y != expected).sum()} of {y.numel()} differ"
-
-
-def by_reference(chain: ConvChain, x: Tensor, lanes: int = 1) -> Tensor:
-    p = chain.plan(x, lanes)
-    assert p is not None
-    return _reference(
-        x, p.steps, p.values, p.indices, p.floats, p.arena, p.arena_bytes, p.late_steps, p.lanes, p.out_size,
-        p.out_dtype,
-    )  # fmt: skip
 
 
 @CASES
@@ -50,9 +33,9 @@ def by_reference(chain: ConvChain, x: Tensor, lanes: int = 1) -> Tensor:
 def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: str, finite: bool) -> None:
     body = make(recipe)
     x = images(recipe, n, finite)
-    with mock.patch.object(_chain_plan, "LATE_BYTES", late), torch.no_grad():
+    with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad():
         chain, expected = ConvChain(body), body(x)
-        equal(by_reference(chain, x[:1], max(n // threads, 1)), expected[:1])
+        equal(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER)), expected[:1])
         for isa in ISAS:
             with running_on(isa, threads):
                 equal(chain(laid_out(x, layout)), expected)

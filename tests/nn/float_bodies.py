@@ -1,0 +1,124 @@
+"""Bodies of float32 chains, and what they give in float64 with how far float32 may be from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
+from torchaccel.nn import SparseConv2d
+from torchaccel.testing import assert_exact_enough
+
+PATTERNS = "unstructured", "unstructured", "16x1", "1x4", "4x4", "2:4"
+CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40, 136
+LARGE = 1e30
+"""Sums of larger numbers may overflow in float32."""
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    return Recipe(
+        layers=tuple(draw(st.lists(layers(PATTERNS, CHANNELS), min_size=3, max_size=8))),
+        size=(draw(st.sampled_from([1, 3, 4, 8, 21])), *draw(extents())),
+        average=draw(st.sampled_from([None, None, torch.float32])),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+class _FloatMaker(Maker):
+    unpruned = "unstructured"
+
+    def outside(self) -> Value:
+        return Value(self.x, self.recipe.size)
+
+    def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, None]:
+        conv = nn.Conv2d(x.size[0], o, *layer.window(), bias=layer.bias)
+        weight = torch.randn(conv.weight.shape, generator=self.g) * self.kept(layer, o, x.size[0])
+        conv.weight.data = weight / math.sqrt(max(float(weight.count_nonzero()) / o, 1))
+        if layer.bias:
+            conv.bias.data = torch.randn(o, generator=self.g)  # type: ignore[union-attr]
+        return SparseConv2d.from_float(conv, layer.pattern), None
+
+    def pool(self, layer: Layer) -> nn.Module:
+        return nn.MaxPool2d(*(pair if pair[0] != pair[1] else pair[0] for pair in layer.window()))  # type: ignore[arg-type]
+
+    def average(self, last: Value) -> nn.Module:
+        return nn.AdaptiveAvgPool2d(1)
+
+
+def make(recipe: Recipe) -> fx.GraphModule:
+    """The layers of a recipe as the graph that a chain holds."""
+    with torch.no_grad():
+        return _FloatMaker(recipe).body()
+
+
+def spoil(x: Tensor, seed: int) -> Tensor:
+    """Every other image with a few numbers that are not finite, or nearly not."""
+    x, g = x.clone(), torch.Generator().manual_seed(seed)
+    for image in x[::2]:
+        for special in (float("nan"), float("inf"), -float("inf"), -3e38):
+            image.view(-1)[int(torch.randint(0, image.numel(), (), generator=g))] = special
+    return x
+
+
+class Expected(NamedTuple):
+    """What activations are, [N, C, H, W] each."""
+
+    exact: Tensor  # float64
+    error: Tensor  # float64, the square of the magnitude that `assert_exact_enough` takes; errors add up as random ones
+    loose: Tensor  # whether a window, with its pruned weights, reads what is not finite: they may be anything
+    lost: Tensor  # whether weights that are kept read NaN: they must be NaN
+
+    def check(self, y: Tensor) -> None:
+        assert (y.dtype, y.shape) == (torch.float32, self.exact.shape)
+        assert y[self.lost].isnan().all()
+        fine = ~self.loose
+        assert_exact_enough(y[fine], self.exact[fine], self.error[fine].sqrt())
+
+
+class _Expecting(fx.Interpreter):
+    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Expected:
+        module = self.module.get_submodule(target)
+        if isinstance(module, SparseConv2d):
+            return self.conv(module, *args)
+        return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
+
+    def conv(self, m: SparseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
+        def over(tensor: Tensor, weight: Tensor) -> Tensor:
+            return F.conv2d(tensor.double(), weight.double(), None, m.stride, m.padding, m.dilation)
+
+        weight = m.to_float().weight.detach()
+        bias = (weight.new_zeros(m.out_channels) if m.bias is None else m.bias).view(-1, 1, 1).double()
+        exact, size = over(x.exact, weight) + bias, over(x.exact.abs(), weight.abs()) + bias.abs()
+        error = over(x.error, weight**2)
+        loose, lost = over(x.loose, torch.ones_like(weight)) > 0, over(x.lost, weight != 0) > 0
+        if residual is not None:
+            exact, size, error = exact + residual.exact, size + residual.exact.abs(), error + residual.error
+            loose, lost = loose | residual.loose, lost | residual.lost
+        low, high = {"none": (None, None), "relu": (0, None), "relu6": (0, 6)}[m.activation]
+        if low is not None:
+            exact = exact.clamp(low, high)
+        return Expected(exact, error + weight[0].numel() * size**2, loose, lost)
+
+    def max_pool(self, m: nn.MaxPool2d, x: Expected) -> Expected:
+        exact, error, loose, lost = (m(tensor.double()) for tensor in x)
+        return Expected(exact, error, loose > 0, lost > 0)
+
+    def average(self, x: Expected) -> Expected:
+        over: Pair = 2, 3
+        exact, size = x.exact.mean(over, keepdim=True), x.exact.abs().mean(over, keepdim=True)
+        error = x.error.mean(over, keepdim=True) + x.exact[0, 0].numel() * size**2
+        return Expected(exact, error, x.loose.amax(over, keepdim=True), x.lost.amax(over, keepdim=True))
+
+
+def expected(body: fx.GraphModule, x: Tensor) -> Expected:
+    """What a body must give for x."""
+    loose = ~(x.abs() < LARGE)
+    exact = torch.where(loose, 0.0, x.double())
+    with torch.no_grad():
+        return _Expecting(body).run(Expected(exact, torch.zeros_like(exact), loose, x.isnan()))

@@ -1,0 +1,139 @@
+"""ConvChain gives what its float32 layers give, but for rounding: on every instruction set, in any threads."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.nn.chain_bodies import by_reference, images, laid_out, running_on
+from tests.nn.chain_recipes import Layer, Recipe
+from tests.nn.float_bodies import expected, make, recipes, spoil
+from torchaccel import _native
+from torchaccel.nn import ConvChain, _chain_builder
+from torchaccel.nn.conv_chain import TOGETHER
+
+CASES = settings(max_examples=200, deadline=None, derandomize=True)
+ISAS = _native.isas_available() or ("reference",)
+
+
+@CASES
+@given(
+    recipe=recipes(), n=st.integers(1, 19), threads=st.integers(1, 3), late=st.sampled_from([0, 2000, 1 << 18]),
+    layout=st.sampled_from(["nchw", "channels_last", "gaps"]), finite=st.booleans(),
+)  # fmt: skip
+def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: str, finite: bool) -> None:
+    body, x = make(recipe), images(recipe, n)
+    x = x if finite else spoil(x, recipe.seed)
+    with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad():
+        chain, wanted = ConvChain(body), expected(body, x)
+        wanted.check(body(x))
+        first = expected(body, x[:1])
+        first.check(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER)))
+        for isa in ISAS:
+            with running_on(isa, threads):
+                y = chain(laid_out(x, layout))
+            wanted.check(y)
+            assert y.is_contiguous()
+
+
+# A residual network's parts in one, larger than the random bodies: several tiles, every kind of step.
+NET = (
+    Layer(channels=24, kernel=(7, 7), stride=(2, 2), padding=(3, 3), pattern="unstructured"),
+    Layer(pool=True, kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    Layer(channels=16, pattern="1x4"),
+    Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
+    Layer(back=0, residual=True, pattern="unstructured", density=0.2),
+    Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="16x1"),
+    Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, pattern="unstructured"),
+    Layer(kernel=(3, 3), padding=(2, 2), dilation=(2, 2), back=1, residual=True, activation="relu6", pattern="2:4"),
+    Layer(channels=290, pattern="unstructured"),
+)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("average", [None, torch.float32])
+def test_a_residual_network(isa: str, average: torch.dtype | None) -> None:
+    recipe = Recipe(NET, (3, 61, 75), average=average)
+    body = make(recipe)
+    chain = ConvChain(body)
+    for n, threads in ((1, 1), (1, 2), (1, 3), (2, 2), (5, 2), (7, 3)):
+        x = images(recipe, n)
+        with running_on(isa, threads), torch.no_grad():
+            expected(body, x).check(chain(x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4", "16x1"])
+def test_layers_whose_weights_do_not_fit_the_cache(isa: str, pattern: str) -> None:
+    # They come late, several images at a time; their channels make two slabs and several chunks.
+    wide = Layer(channels=192, kernel=(3, 3), padding=(1, 1), pattern=pattern, density=0.4)
+    recipe = Recipe(
+        (Layer(channels=192, pattern=pattern), wide, wide, Layer(channels=16, pattern=pattern)), (8, 11, 17)
+    )
+    body = make(recipe)
+    chain = ConvChain(body)
+    plan = chain.plan(images(recipe, 1), 2)
+    assert plan is not None and 0 < plan.late_steps < len(plan.steps), "the wide layers come late"
+    for n, threads in ((1, 1), (1, 2), (3, 1), (10, 1), (5, 2), (9, 3), (20, 2)):
+        x = images(recipe, n)
+        with running_on(isa, threads), torch.no_grad():
+            expected(body, x).check(chain(x))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_several_layers_read_the_tensor_outside(stride: int) -> None:
+    first = Layer(kernel=(3, 3), stride=(stride, stride), padding=(1, 1), pattern="unstructured")
+    shortcut = Layer(back=9, stride=(stride, stride), residual=True, pattern="unstructured")
+    recipe = Recipe((first, shortcut), (12, 15, 22))
+    body, x = make(recipe), images(recipe, 3)
+    assert len(next(iter(body.graph.nodes)).users) == 2
+    chain, wanted = ConvChain(body), expected(body, x)
+    for isa in ISAS:
+        with running_on(isa, 2), torch.no_grad():
+            wanted.check(chain(x))
+    wanted.check(by_reference(chain, x))
+
+
+def test_a_layer_that_adds_what_it_reads() -> None:
+    # Once what a step before made, once with a window that reads over the edges.
+    for kernel in (1, 3):
+        second = Layer(kernel=(kernel, kernel), padding=(kernel // 2, kernel // 2), pattern="unstructured")
+        recipe = Recipe((Layer(pattern="unstructured"), second))
+        body, x = make(recipe), images(recipe, 2)
+        adding = next(node for node in body.graph.nodes if node.target == "layer1")
+        adding.args = adding.args * 2
+        body.recompile()
+        with torch.no_grad():
+            expected(body, x).check(ConvChain(body)(x))
+
+
+def test_a_layer_whose_weights_are_all_zero() -> None:
+    zero = Layer(channels=8, kernel=(3, 3), padding=(1, 1), pattern="unstructured", density=0.0)
+    last = Layer(kernel=(3, 3), pattern="unstructured")
+    recipe = Recipe((Layer(pattern="unstructured"), zero, Layer(pool=True, kernel=(3, 3), padding=(1, 1)), last))
+    body, x = make(recipe), images(recipe, 3)
+    chain, wanted = ConvChain(body), expected(body, x)
+    with torch.no_grad():
+        wanted.check(by_reference(chain, x))
+        wanted.check(chain(x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_not_a_number_stays_so(isa: str) -> None:
+    # Through every activation, through max-pooling and the average; but not into other images or channels' windows.
+    for activation in ("none", "relu", "relu6"):
+        layer = Layer(kernel=(3, 3), padding=(1, 1), pattern="unstructured", density=1.0, activation=activation)
+        pool = Layer(pool=True, kernel=(2, 2), stride=(2, 2))
+        for average in (None, torch.float32):
+            recipe = Recipe((layer, pool, layer), (3, 20, 21), average=average)
+            body, x = make(recipe), images(recipe, 4)
+            x[1, 2, 3, 4] = x[2, 0, 19, 20] = float("nan")
+            with running_on(isa, 1), torch.no_grad():
+                y = ConvChain(body)(x)
+            wanted = expected(body, x)
+            wanted.check(y)
+            assert torch.equal(y.isnan(), wanted.lost) and torch.equal(wanted.lost, wanted.loose)
