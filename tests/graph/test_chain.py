@@ -17,7 +17,7 @@ from torchaccel.graph.choose_chains import choose_chains
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
 from torchaccel.graph.trace import fingerprint, trace
-from torchaccel.nn import Int8AdaptiveAvgPool2d, ConvChain, Int8Conv2d
+from torchaccel.nn import ConvChain, Int8AdaptiveAvgPool2d, Int8Conv2d
 
 THREE = Recipe((Layer(kernel=(3, 3)), Layer(), Layer(kernel=(3, 3))))
 ADDING = Recipe((Layer(), Layer(kernel=(3, 3), padding=(1, 1)), Layer(residual=True), Layer()))
@@ -194,12 +194,15 @@ def timed(monkeypatch: pytest.MonkeyPatch, *speedups: float) -> list[int]:
 def test_a_chain_that_makes_the_model_faster_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = settled(SmallNet()), torch.randn(2, 3, 16, 16)
     prepared, forms = all_int8(model, x)
-    count, ticks = timed(monkeypatch, 2.0), []
+    count, ticks, run = timed(monkeypatch, 2.0), [], []
     choices = choices_of(prepared, forms)
     alternatives = {name: [form] for name, form in forms.items()}
     winners = {"stem.0": forms["stem.0"]}
-    chosen, after, names = choose_chains(prepared.dense, alternatives, winners, choices, (x,), lambda: ticks.append(1))
+    chosen, after, names = choose_chains(
+        prepared.dense, alternatives, winners, choices, (x,), lambda m: (run.append(m), m)[1], lambda: ticks.append(1)
+    )
     assert len(ticks) == 1 and len(count) == 2, "it is confirmed"
+    assert [len(chains(model)) for model in run] == [0, 1], "what is timed is what would run"
     assert names == chosen.keys() == forms.keys() - {"head"}
     by_name = {choice.name: choice for choice in after}
     assert [choice.name for choice in after] == [choice.name for choice in choices]

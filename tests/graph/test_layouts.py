@@ -1,11 +1,13 @@
 """Activations of sparse float layers stay contiguous where these are the rule."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from torchaccel.graph.connect import assemble, disconnect
-from torchaccel.graph.prepare import prepare
+from torchaccel.graph.prepare import Prepared, prepare
 from torchaccel.graph.trace import trace
 from torchaccel.nn import SparseConv2d
 from torchaccel.nn.contiguous import Contiguous
@@ -25,20 +27,30 @@ class Residual(nn.Module):
         return self.last((self.b(self.a(x).relu()) + self.short(x)).relu())
 
 
+def all_sparse(model: nn.Module, x: Tensor) -> tuple[Prepared, dict[str, nn.Module]]:
+    """The model pruned and prepared, and a sparse form for every convolution."""
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in pruned.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight *= torch.rand(layer.weight.shape) < 0.3
+    prepared = prepare(pruned, (x,))
+    sparse = {}
+    for name in prepared.names:
+        layer = prepared.dense.get_submodule(name)
+        if isinstance(layer, nn.Conv2d):
+            sparse[name] = SparseConv2d.from_float(layer.to_float(), "unstructured")
+            sparse[name].fuse_activation(layer.activation)
+    return prepared, sparse
+
+
 @pytest.fixture
 def case() -> tuple[nn.Module, dict[str, nn.Module], Tensor]:
     torch.manual_seed(0)
-    model, x = Residual().eval(), torch.randn(2, 3, 12, 12)
-    with torch.no_grad():
-        for layer in (model.a, model.b, model.short, model.last):
-            layer.weight *= torch.rand(layer.weight.shape) < 0.3
-    dense = prepare(model, (x,)).dense
-    sparse = {}
-    for name in ("a", "b", "short", "last"):
-        layer = dense.get_submodule(name)
-        sparse[name] = SparseConv2d.from_float(layer.to_float(), "unstructured")
-        sparse[name].fuse_activation(layer.activation)
-    return dense, sparse, x
+    x = torch.randn(2, 3, 12, 12)
+    prepared, sparse = all_sparse(Residual().eval(), x)
+    del sparse["stem"]
+    return prepared.dense, sparse, x
 
 
 def layouts(model: nn.Module, names: tuple[str, ...], x: Tensor) -> dict[str, bool]:
@@ -70,6 +82,15 @@ def test_a_few_sparse_layers_take_what_dense_ones_hand_on(case) -> None:
     assert copies(model) == 0
     torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
     assert not any(layouts(model, ("a", "b"), x).values())
+
+
+def test_max_pooling_needs_no_copy_of_its_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12).to(memory_format=torch.channels_last)
+    prepared, sparse = all_sparse(Residual().eval(), x)
+    model = assemble(prepared.dense, sparse)
+    assert copies(model) == 1
+    assert all(layouts(model, tuple(sparse), x).values())
 
 
 def test_copies_go_when_a_model_is_prepared_again(case) -> None:

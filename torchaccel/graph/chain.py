@@ -1,17 +1,20 @@
-"""Chains: runs of neighbouring int8 layers that become one op."""
+"""Chains: runs of neighbouring layers, int8 or sparse float, that become one op."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import fx
+from torch import fx, nn
 
 from torchaccel.graph.trace import has_hooks, module_of
-from torchaccel.nn import Int8AdaptiveAvgPool2d, ConvChain, Int8Conv2d, SparseInt8Conv2d
-from torchaccel.nn.conv_chain import takes
+from torchaccel.nn import ConvChain, Int8AdaptiveAvgPool2d, Int8Conv2d, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn.conv_chain import in_float, takes
 from torchaccel.nn.quantize import QuantizeInt8
 
-_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d)
+_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d, SparseConv2d)
+_STARTS = (*_CONVOLUTIONS, QuantizeInt8)
+_AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
+_UNCHOSEN = (QuantizeInt8, nn.MaxPool2d, nn.AdaptiveAvgPool2d)  # nothing to choose: they go with their neighbours
 
 
 def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:
@@ -19,28 +22,28 @@ def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) 
     module = module_of(graph, node)
     if module is None or not takes(module) or node.kwargs or has_hooks(module):
         return False
-    listed = names is None or str(node.target) in names or isinstance(module, QuantizeInt8)
-    int8_residual = len(node.args) == 1 or getattr(module, "int8_residual", False)
-    return listed and int8_residual and all(isinstance(a, fx.Node) for a in node.args)
+    listed = names is None or str(node.target) in names or isinstance(module, _UNCHOSEN)
+    residual = len(node.args) == 1 or in_float(module) or getattr(module, "int8_residual", False)
+    return listed and residual and all(isinstance(a, fx.Node) for a in node.args)
 
 
 def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Collection[str] | None) -> list[fx.Node]:
     """The longest run from `start` on that reads one value and gives one."""
-    source = start.args[0]
+    source, floats = start.args[0], in_float(module_of(graph, start))
     run = [start]
     for node in after:
-        if not _joins(graph, node, names):
-            continue
         module = module_of(graph, node)
-        inside = [a in run for a in node.args]
-        # What a pooling layer reads, and a residual, is int8 only where the chain made it.
-        first = isinstance(module, (*_CONVOLUTIONS, QuantizeInt8)) and node.args[0] is source
-        if (inside[0] or first) and all(inside[1:]):
+        if in_float(module) != floats or not _joins(graph, node, names):
+            continue
+        x, *residual = node.args
+        # What a pooling layer reads, and in int8 a residual, has a range that only the chain's own layers know.
+        loads = isinstance(module, _STARTS) and x is source
+        if (x in run or loads) and all(r in run or (floats and r is source) for r in residual):
             run.append(node)
     while run:
         held = set(run)
         given = [node for node in run if any(user not in held for user in node.users)]
-        averages = [node for node in run if isinstance(module_of(graph, node), Int8AdaptiveAvgPool2d)]
+        averages = [node for node in run if isinstance(module_of(graph, node), _AVERAGES)]
         quantizations = [node for node in given if isinstance(module_of(graph, node), QuantizeInt8)]
         if given == run[-1:] and not quantizations and averages in ([], given):
             break
@@ -53,13 +56,13 @@ def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[li
 
     Args:
         graph: connected.
-        names: the layers that may be part of one; None for all.
+        names: the layers that may be part of one; None for all. What has one form alone needs no name.
     """
     nodes = list(graph.graph.nodes)
     found: list[list[fx.Node]] = []
     taken: set[fx.Node] = set()
     for i, node in enumerate(nodes):
-        starts = isinstance(module_of(graph, node), (*_CONVOLUTIONS, QuantizeInt8)) and len(node.args) == 1
+        starts = isinstance(module_of(graph, node), _STARTS) and len(node.args) == 1
         if node in taken or not starts or not _joins(graph, node, names):
             continue
         run = _grow(graph, node, [n for n in nodes[i + 1 :] if n not in taken], names)
@@ -70,7 +73,7 @@ def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[li
 
 
 def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
-    """Put an ConvChain in place of each run, in place."""
+    """Put a ConvChain in place of each run, in place."""
     for run in runs(graph, names):
         body = fx.Graph()
         copies = {run[0].args[0]: body.placeholder("x")}

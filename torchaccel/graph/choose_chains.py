@@ -1,4 +1,4 @@
-"""The choice of chains by measurement: a run of int8 layers as one op, against the best forms of its layers."""
+"""The choice of chains by measurement: a run of layers as one op, against the best forms of its layers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ def choose_chains(
     winners: Mapping[str, nn.Module],
     choices: Sequence[Choice],
     inputs: tuple[Tensor, ...],
+    running: Callable[[nn.Module], nn.Module] = lambda model: model,
     tick: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, nn.Module], list[Choice], set[str]]:
-    """Make chains of the runs of layers that could be int8, where the whole model gets faster by it.
+    """Make chains of the runs of layers that could be int8 or sparse, where the whole model gets faster by it.
 
-    A layer that is slower in int8 by itself may be faster inside a chain, where nothing is converted around it.
+    A layer that is slower in that form by itself may be faster inside a chain, where nothing is converted around it.
 
     Args:
         model: the dense graph of `prepare`; a model that was not traced has no chains.
         alternatives, winners, choices: what `choose` was given and what it returned.
         inputs: example inputs.
+        running: makes of a model what is run in its place, and so timed.
         tick: called after each run.
 
     Returns:
@@ -59,13 +61,13 @@ def choose_chains(
             whole = assemble(model, chosen | able)
             found = runs(whole) if isinstance(whole, fx.GraphModule) else []
     except Exception:  # the model's own code may read what a layer lost; `choose` has said so already
-        return chosen, list(choices), chained
-    now = assemble(model, chosen)
+        found = []
+    now = running(assemble(model, chosen)) if found else model
     for run in found:
         names = {str(node.target) for node in run} & able.keys()
         with_run = chosen | {name: able[name] for name in names}
-        trial = assemble(model, with_run, chained | names)
         try:
+            trial = running(assemble(model, with_run, chained | names))
             result = _faster(now, trial, inputs)
         except ValueError:  # a layer refuses what it is handed, as an image without a batch; `choose` has said so too
             result = None

@@ -23,6 +23,13 @@ def _native_on_cpu(module: nn.Module | None) -> bool:
     return module.unsupported(torch.device("cpu")) is None
 
 
+def _shaped_by(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """What a value has its layout from: max-pooling keeps that of its input."""
+    while isinstance(module_of(graph, node), nn.MaxPool2d) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 def keep_contiguous(graph: fx.GraphModule) -> None:
     """Copy what enters chains of sparse float layers, in place, if most convolutions of the graph are such layers."""
     convolutions = [node for node in graph.graph.nodes if isinstance(module_of(graph, node), _CONVOLUTIONS)]
@@ -30,7 +37,8 @@ def keep_contiguous(graph: fx.GraphModule) -> None:
     if 2 * len(sparse) <= len(convolutions):
         return
     for source in dict.fromkeys(node.args[0] for node in sparse):
-        if source in sparse or isinstance(module_of(graph, source), Contiguous):
+        origin = _shaped_by(graph, source)
+        if origin in sparse or isinstance(module_of(graph, origin), Contiguous):
             continue
         name = f"contiguous_{source.name}"
         graph.add_submodule(name, Contiguous())

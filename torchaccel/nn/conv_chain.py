@@ -108,7 +108,7 @@ class ConvChain(nn.Module):
         p = self.plan(x, lanes)
         if p is None:
             return self.body(x)
-        size = threads * (p.arena_bytes + SCRATCH) + 128
+        size = (threads if each else 1) * p.arena_bytes + threads * SCRATCH + 128
         if p.arena.numel() < size:
             p.arena = torch.zeros(size, dtype=torch.uint8)
         return ops.conv_chain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ def choose_layers(
         winners, choices = choose(prepared.dense, found.alternatives, found.kept, inputs, cache, tick=lambda _: tick())
     cache.save()
     with progress.step("timing chains", 1) as tick:
-        chosen = choose_chains(prepared.dense, found.alternatives, winners, choices, inputs)
+        run = partial(running, inputs=inputs)
+        chosen = choose_chains(prepared.dense, found.alternatives, winners, choices, inputs, run)
         tick()
     return chosen
 

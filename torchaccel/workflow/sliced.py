@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from torchaccel import measure
 from torchaccel.graph.trace import module_of
-from torchaccel.nn import SparseConv2d
+from torchaccel.nn import ConvChain, SparseConv2d
 from torchaccel.nn._packed import PackedModule
 from torchaccel.nn.contiguous import Contiguous
 
@@ -21,8 +21,9 @@ _LEAST_GAIN = 1.05
 _BUDGET_S = 0.3
 # What treats each image by itself.
 _LAYERS = (
-    PackedModule, Contiguous, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.SiLU,
-    nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d,
+    PackedModule, ConvChain, Contiguous, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout,
+    nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d,
 )  # fmt: skip
 _FUNCTIONS = (
     operator.add, operator.mul, torch.add, torch.mul, torch.relu, F.relu, F.relu6, F.silu, F.gelu,
