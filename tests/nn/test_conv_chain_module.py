@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
+from tests.nn import float_bodies
 from tests.nn.chain_bodies import Layer, Recipe, images, make, running_on
 from torchaccel import _native
-from torchaccel.nn import ConvChain, Int8MaxPool2d, _chain_plan
+from torchaccel.nn import ConvChain, Int8MaxPool2d, SparseConv2d, _chain_plan
 from torchaccel.nn.conv_chain import takes
 
 BLOCK = (
@@ -22,17 +24,28 @@ BLOCK = (
     Layer(channels=16, back=1, residual=True),
 )
 FLOATS = Recipe(BLOCK, average=torch.float32)
+SPARSE = Recipe(tuple(replace(layer, pattern="unstructured") for layer in BLOCK), average=torch.float32)
 
 
-def same(chain: torch.nn.Module, x: Tensor) -> None:
+@pytest.fixture(params=["int8", "float32"])
+def body(request: pytest.FixtureRequest) -> fx.GraphModule:
+    """Layers that read the images of `FLOATS`."""
+    return make(FLOATS) if request.param == "int8" else float_bodies.make(SPARSE)
+
+
+def close(chain: ConvChain, y: Tensor, expected: Tensor) -> None:
+    """What a chain gave is what its layers give: in int8 to the bit."""
+    exact = not any(isinstance(module, SparseConv2d) for module in chain.body.modules())
+    torch.testing.assert_close(y, expected, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5)
+
+
+def same(chain: ConvChain, x: Tensor) -> None:
     with torch.no_grad():
-        expected = chain.body(x)
-        y = chain(x)
-    assert y.dtype == expected.dtype and torch.equal(y, expected)
+        close(chain, chain(x), chain.body(x))
 
 
-def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch() -> None:
-    chain = ConvChain(make(FLOATS))
+def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch(body: fx.GraphModule) -> None:
+    chain = ConvChain(body)
     with running_on(_native.isa() or "", 2):
         same(chain, images(FLOATS, 1))
         plan = chain.plan(images(FLOATS, 1), 1)
@@ -54,30 +67,31 @@ def test_memory_is_kept_from_call_to_call_and_grows_with_the_batch() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_two_python_threads_call_one_chain(n: int) -> None:
-    chain = ConvChain(make(FLOATS))
+def test_two_python_threads_call_one_chain(body: fx.GraphModule, n: int) -> None:
+    chain = ConvChain(body)
     xs = [images(FLOATS, n) + i for i in range(8)]
     with torch.no_grad():
         expected = [chain.body(x) for x in xs]
 
-    def call(i: int) -> bool:
+    def call(i: int) -> None:
         with torch.no_grad():
-            return all(torch.equal(chain(xs[j % 8]), expected[j % 8]) for j in range(i, i + 40))
+            for j in range(i, i + 40):
+                close(chain, chain(xs[j % 8]), expected[j % 8])
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(call, range(8)))
+        list(pool.map(call, range(8)))
 
 
-def test_plans_of_the_last_sizes_are_kept() -> None:
-    chain = ConvChain(make(FLOATS))
+def test_plans_of_the_last_sizes_are_kept(body: fx.GraphModule) -> None:
+    chain = ConvChain(body)
     for width in (*range(5, 15), 5):
         for _ in range(2):
             same(chain, torch.randn(1, 8, 9, width))
     assert [size[2] for size, *_ in chain._plans] == [*range(8, 15), 5]
 
 
-def test_copies_hold_no_plans_and_give_the_same() -> None:
-    chain, x = ConvChain(make(FLOATS)), images(FLOATS, 3)
+def test_copies_hold_no_plans_and_give_the_same(body: fx.GraphModule) -> None:
+    chain, x = ConvChain(body), images(FLOATS, 3)
     with torch.no_grad():
         y = chain(x)
         for copied in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
@@ -100,6 +114,21 @@ def test_what_has_no_plan_runs_layer_by_layer(recipe: Recipe, x: Tensor) -> None
     chain = ConvChain(make(recipe))
     same(chain, x)
     assert not chain._plans
+
+
+def test_float_layers_take_an_empty_batch() -> None:
+    chain = ConvChain(float_bodies.make(SPARSE))
+    same(chain, torch.randn(0, 8, 9, 10))
+    assert not chain._plans
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_float_layers_take_any_layout_and_give_what_is_contiguous(layout: torch.memory_format) -> None:
+    recipe = replace(SPARSE, average=None)
+    chain, x = ConvChain(float_bodies.make(recipe)), images(recipe, 3)
+    y = chain(x.to(memory_format=layout))
+    assert y.is_contiguous() and torch.equal(y, chain(x))
+    same(chain, x)
 
 
 def test_sums_that_no_int32_holds_run_layer_by_layer() -> None:
@@ -131,6 +160,20 @@ def test_bad_input_is_refused_as_by_the_layers(recipe: Recipe, x: Tensor, says: 
             call(x)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(2, 12, 9, 10), torch.randn(8, 9, 10), torch.randn(2, 8, 9, 10).half(),
+        torch.randn(2, 8, 9, 10).double(), torch.zeros(2, 8, 9, 10, dtype=torch.uint8),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_as_by_float_layers(x: Tensor) -> None:
+    chain = ConvChain(float_bodies.make(SPARSE))
+    for call in (chain.body.forward, chain):
+        with pytest.raises(ValueError, match="accepted"):
+            call(x)
+
+
 def test_layers_that_were_not_connected_have_no_plan() -> None:
     for role in ("input", "residual"):
         body = make(FLOATS)
@@ -141,8 +184,8 @@ def test_layers_that_were_not_connected_have_no_plan() -> None:
         same(ConvChain(body), images(FLOATS, 2))
 
 
-def test_a_backward_pass_says_that_there_is_none() -> None:
-    chain, x = ConvChain(make(FLOATS)), images(FLOATS, 2).requires_grad_()
+def test_a_backward_pass_says_that_there_is_none(body: fx.GraphModule) -> None:
+    chain, x = ConvChain(body), images(FLOATS, 2).requires_grad_()
     y = chain(x)
     with torch.no_grad():
         assert torch.equal(y, chain(x))
@@ -150,16 +193,16 @@ def test_a_backward_pass_says_that_there_is_none() -> None:
         y.sum().backward()
 
 
-def test_memory_made_in_inference_mode_serves_outside_of_it() -> None:
-    chain, x = ConvChain(make(FLOATS)), images(FLOATS, 2)
+def test_memory_made_in_inference_mode_serves_outside_of_it(body: fx.GraphModule) -> None:
+    chain, x = ConvChain(body), images(FLOATS, 2)
     with torch.inference_mode():
         expected = chain(x)
     assert torch.equal(chain(x), expected)
     assert torch.equal(chain(x.requires_grad_()), expected)
 
 
-def test_it_compiles() -> None:
-    model = torch.nn.Sequential(ConvChain(make(FLOATS)), torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+def test_it_compiles(body: fx.GraphModule) -> None:
+    model = nn.Sequential(ConvChain(body), nn.Flatten(), nn.Linear(16, 3)).eval()
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
         for n in (2, 5):
@@ -174,6 +217,19 @@ def test_which_layers_a_chain_takes() -> None:
     assert not takes(conv) and takes(conv, connected=False)
     conv.activation = "gelu"  # type: ignore[assignment]
     assert not takes(conv, connected=False)
+
+
+def test_which_float_layers_a_chain_takes() -> None:
+    conv = float_bodies.make(SPARSE).get_submodule("layer2")
+    assert takes(conv) and not takes(nn.Conv2d(8, 8, 1)) and not takes(conv.half())
+    conv = conv.float()
+    conv.fuse_activation("gelu")  # type: ignore[operator]
+    assert not takes(conv)
+    assert takes(nn.MaxPool2d(3, 2, 1)) and takes(nn.MaxPool2d((2, 3), padding=(1, 1)))
+    assert not takes(nn.MaxPool2d(2, ceil_mode=True)) and not takes(nn.MaxPool2d(2, return_indices=True))
+    assert not takes(nn.MaxPool2d((1, 3), padding=1, dilation=2))
+    assert takes(nn.AdaptiveAvgPool2d(1)) and takes(nn.AdaptiveAvgPool2d((1, 1)))
+    assert not takes(nn.AdaptiveAvgPool2d(2)) and not takes(nn.AdaptiveAvgPool2d((None, 1)))
 
 
 def test_its_words() -> None:
