@@ -75,10 +75,11 @@ class Expected(NamedTuple):
     lost: Tensor  # whether weights that are kept read NaN: they must be NaN
 
     def check(self, y: Tensor) -> None:
-        assert (y.dtype, y.shape) == (torch.float32, self.exact.shape)
-        assert y[self.lost].isnan().all()
-        fine = ~self.loose
-        assert_exact_enough(y[fine], self.exact[fine], self.error[fine].sqrt())
+        """Check the first images of a batch."""
+        exact, error, loose, lost = (tensor[: len(y)] for tensor in self)
+        assert (y.dtype, y.shape) == (torch.float32, exact.shape)
+        assert y[lost].isnan().all()
+        assert_exact_enough(y[~loose], exact[~loose], error[~loose].sqrt())
 
 
 class _Expecting(fx.Interpreter):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from tests.nn import float_bodies
 from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import _native, ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import blocks
+from torchaccel.ops.conv_chain import SCRATCH
 
 OPS = torch.ops.torchaccel
 NO_TILES = (None, None, None)
@@ -38,15 +40,24 @@ def _conv_tail(o: int, out: torch.dtype) -> tuple:
     )  # fmt: skip
 
 
-def _chain(size: tuple[int, int, int], n: int, dtype: torch.dtype, average: torch.dtype | None) -> tuple:
-    torch.manual_seed(0)
-    layers = Layer(channels=8, kernel=(3, 3), padding=(1, 1)), Layer(channels=6, pattern="1x4", dtype=torch.int8)
-    recipe = Recipe(layers, size, dtype, average=average)
-    plan = _chain_plan.build(make(recipe), size, dtype, 2)
-    arena = torch.zeros(plan.arena_bytes + 128, dtype=torch.uint8)
+def _chain(body: fx.GraphModule, recipe: Recipe, n: int) -> tuple:
+    plan = _chain_plan.build(body, recipe.size, recipe.dtype, 2)
+    arena = torch.zeros(plan.arena_bytes + SCRATCH + 128, dtype=torch.uint8)
     tensors = plan.steps, plan.values, plan.indices, plan.floats, arena
     numbers = plan.arena_bytes, plan.late_steps, plan.lanes
     return images(recipe, n), *tensors, *numbers, list(plan.out_size), plan.out_dtype
+
+
+def _int8_chain(size: tuple[int, int, int], n: int, dtype: torch.dtype, average: torch.dtype | None) -> tuple:
+    layers = Layer(channels=8, kernel=(3, 3), padding=(1, 1)), Layer(channels=6, pattern="1x4", dtype=torch.int8)
+    recipe = Recipe(layers, size, dtype, average=average)
+    return _chain(make(recipe), recipe, n)
+
+
+def _float_chain(size: tuple[int, int, int], n: int, average: torch.dtype | None) -> tuple:
+    first = Layer(channels=8, kernel=(3, 3), padding=(1, 1), pattern="unstructured")
+    recipe = Recipe((first, Layer(channels=6, pattern="1x4")), size, average=average)
+    return _chain(float_bodies.make(recipe), recipe, n)
 
 
 def _cases() -> list[tuple[str, tuple]]:
@@ -105,8 +116,10 @@ def _cases() -> list[tuple[str, tuple]]:
             x = torch.randn(shape).contiguous(memory_format=form)
             cases.append(("sparse_conv2d", (x, values, columns, offsets, _rand(8), None, *geometry, "relu", *NO_TILES)))
         for average in (None, torch.float32, torch.uint8):
-            cases.append(("conv_chain", _chain((c, h, w), n, torch.uint8, average)))
-            cases.append(("conv_chain", _chain((3, h, w), n, torch.float32, average)))
+            cases.append(("conv_chain", _int8_chain((c, h, w), n, torch.uint8, average)))
+            cases.append(("conv_chain", _int8_chain((3, h, w), n, torch.float32, average)))
+        for average in (None, torch.float32):
+            cases.append(("conv_chain", _float_chain((3, h, w), n, average)))
     return cases
 
 
@@ -120,8 +133,10 @@ def test_opcheck(name: str, arguments: tuple) -> None:
         fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
     for one, other in zip(*((r,) if isinstance(r, Tensor) else r for r in (real, fake)), strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-    if ("conv" in name or "pool" in name or "chain" in name) and name != "sparse_conv2d":
-        assert real.stride() == torch.empty(real.shape, memory_format=torch.channels_last).stride()
+    if ("conv" in name or "pool" in name) and name != "sparse_conv2d":
+        floats = name == "conv_chain" and arguments[2].dtype == torch.float32
+        form = torch.contiguous_format if floats else torch.channels_last
+        assert real.stride() == torch.empty(real.shape, memory_format=form).stride()
 
 
 def test_every_op_is_covered() -> None:

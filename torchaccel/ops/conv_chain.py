@@ -20,7 +20,7 @@ LANES = 16
 """Places of a vector, 4 bytes each."""
 SLAB = 128
 """Output channels that are one task of a float32 convolution."""
-TILE = 8
+TILE = 7
 """Vectors of a row that it computes together, at most."""
 SCRATCH = SLAB * TILE * 4 * LANES
 """Bytes for the sums of such a task."""
