@@ -39,44 +39,41 @@ TORCHACCEL_INLINE void chain_store(const ChainOut& out, uint8_t* y, Pair first, 
   i32_store(reinterpret_cast<int32_t*>(y), i32_bytes(first, last, out.low, out.high, out.zero_point));
 }
 
-// Four channels, each over its own blocks: as soon as a channel's sums are known they become bytes, in registers. Two
+// Four channels, each over its own blocks: as soon as a channel's sums are known they become steps, in registers. Two
 // sets of few accumulators hide the latency of a product.
 template <int V, int kAcross, bool kResidual>
 static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
                       const int32_t* rows) {
   constexpr int kSets = V <= 4 && 2 * V <= kAccumulators ? 2 : 1;
   const int64_t across = kAcross > 0 ? kAcross : t.across;
-  I32 even[V];       // steps of channel 0, then 2
-  Pair first[V];     // of channels 0 and 1
-  TORCHACCEL_UNROLL  // a branch of its own for the end of each row is predicted better
-      for (int c = 0; c < 4; ++c) {
+  I32 even[V];    // steps of channel 0, then 2
+  Pair first[V];  // of channels 0 and 1
+  // A branch of its own for the end of each row is predicted better.
+  TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
     I32 sums[kSets][V];
-    TORCHACCEL_UNROLL
-    for (int s = 0; s < kSets; ++s) {
-      TORCHACCEL_UNROLL
-      for (int v = 0; v < V; ++v) sums[s][v] = i32_splat(s == 0 ? out.starts[c] : 0);
+    TORCHACCEL_UNROLL for (int k = 0; k < kSets; ++k) {
+      TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[k][v] = i32_splat(k == 0 ? out.starts[c] : 0);
     }
     const int64_t end = rows[c + 1];
     int64_t i = rows[c];
     for (; i + kSets <= end; i += kSets) {
-      TORCHACCEL_UNROLL
-      for (int s = 0; s < kSets; ++s) {
-        const W weights = w_splat(load_word(values + 4 * (i + s)));
-        const uint8_t* from = t.x + offsets[i + s];
-        TORCHACCEL_UNROLL
-        for (int v = 0; v < V; ++v) sums[s][v] = dot4(sums[s][v], x_load(from + v * across), weights);
+      TORCHACCEL_UNROLL for (int k = 0; k < kSets; ++k) {
+        const W weights = w_splat(load_word(values + 4 * (i + k)));
+        const uint8_t* from = t.x + offsets[i + k];
+        TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[k][v] = dot4(sums[k][v], x_load(from + v * across), weights);
       }
     }
     if (kSets == 2 && i < end) {
       const W weights = w_splat(load_word(values + 4 * i));
       const uint8_t* from = t.x + offsets[i];
-      TORCHACCEL_UNROLL
-      for (int v = 0; v < V; ++v) sums[0][v] = dot4(sums[0][v], x_load(from + v * across), weights);
+      TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[0][v] = dot4(sums[0][v], x_load(from + v * across), weights);
+    }
+    TORCHACCEL_UNROLL for (int k = 0; k < kSets; ++k) {
+      TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) i32_pin(sums[k][v]);
     }
     const F32 scale = f32_splat(out.scale[c]), bias = f32_splat(out.bias[c]);
     const W which = w_splat(1 << 8 * c);
-    TORCHACCEL_UNROLL
-    for (int v = 0; v < V; ++v) {
+    TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) {
       const I32 sum = kSets == 2 ? i32_add(sums[0][v], sums[kSets - 1][v]) : sums[0][v];
       const X added = x_load(t.residual + 64 * v);
       const I32 steps = chain_steps<kResidual>(out, sum, scale, bias, added, which);
@@ -91,50 +88,35 @@ static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* val
   }
 }
 
-// sums [4][V * 16] of four channels over `count` blocks.
-template <int V>
-TORCHACCEL_INLINE void chain_sums_4x4(const uint8_t* x, int64_t across, const int8_t* values, const int32_t* offsets,
-                                      int64_t count, int32_t* out) {
+// Four channels over the same blocks.
+template <int V, int kAcross, bool kResidual>
+static void chain_4x4(const ChainTile& tile, const ChainOut& given, const int8_t* values, const int32_t* offsets,
+                      int64_t count) {
+  // Copies: a store of bytes might change what a reference leads to.
+  const ChainTile t = tile;
+  const ChainOut out = given;
+  const int64_t across = kAcross > 0 ? kAcross : t.across;
   I32 sums[4][V];
-  TORCHACCEL_UNROLL
-  for (int c = 0; c < 4; ++c) {
-    TORCHACCEL_UNROLL
-    for (int v = 0; v < V; ++v) sums[c][v] = i32_splat(0);
+  TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
+    TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[c][v] = i32_splat(out.starts[c]);
   }
   for (int64_t i = 0; i < count; ++i, values += 16) {
-    const uint8_t* from = x + offsets[i];
+    const uint8_t* from = t.x + offsets[i];
     X here[V];
-    TORCHACCEL_UNROLL
-    for (int v = 0; v < V; ++v) here[v] = x_load(from + v * across);
-    TORCHACCEL_UNROLL
-    for (int c = 0; c < 4; ++c) {
+    TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) here[v] = x_load(from + v * across);
+    TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
       const W weights = w_splat(load_word(values + 4 * c));
-      TORCHACCEL_UNROLL
-      for (int v = 0; v < V; ++v) sums[c][v] = dot4(sums[c][v], here[v], weights);
+      TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[c][v] = dot4(sums[c][v], here[v], weights);
     }
   }
-  TORCHACCEL_UNROLL
-  for (int c = 0; c < 4; ++c) {
-    TORCHACCEL_UNROLL
-    for (int v = 0; v < V; ++v) i32_store(out + 16 * (c * V + v), sums[c][v]);
-  }
-}
-
-template <int V, int kAcross, bool kResidual>
-static void chain_4x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
-                      int64_t count) {
-  // Through memory: where sums come in registers, GCC moves each accumulator twice in every iteration of their loop.
-  alignas(64) int32_t sums[4 * V * 16];
-  chain_sums_4x4<V>(t.x, kAcross > 0 ? kAcross : t.across, values, offsets, count, sums);
-  asm volatile("" ::: "memory");
-  for (int v = 0; v < V; ++v) {
+  TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) { TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) i32_pin(sums[c][v]); }
+  F32 scale[4], bias[4];
+  TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) scale[c] = f32_splat(out.scale[c]), bias[c] = f32_splat(out.bias[c]);
+  TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) {
     const X added = x_load(t.residual + 64 * v);
     I32 steps[4];
-    TORCHACCEL_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      const I32 sum = i32_add(i32_splat(out.starts[c]), i32_load(sums + 16 * (c * V + v)));
-      const F32 scale = f32_splat(out.scale[c]), bias = f32_splat(out.bias[c]);
-      steps[c] = chain_steps<kResidual>(out, sum, scale, bias, added, w_splat(1 << 8 * c));
+    TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
+      steps[c] = chain_steps<kResidual>(out, sums[c][v], scale[c], bias[c], added, w_splat(1 << 8 * c));
     }
     chain_store(out, t.y + 64 * v, pair(steps[0], steps[1]), pair(steps[2], steps[3]));
   }

@@ -28,6 +28,8 @@ TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.l
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
 TORCHACCEL_INLINE I32 i32_shl8(I32 a) { return {_mm256_slli_epi32(a.lo, 8), _mm256_slli_epi32(a.hi, 8)}; }
+// At the end of a loop that sums into a; else GCC copies it twice in every iteration.
+TORCHACCEL_INLINE void i32_pin(I32& a) { asm("" : "+x"(a.lo), "+x"(a.hi)); }
 // Two vectors as 16 bits, saturated; in an order that i32_bytes knows.
 using Pair = I32;
 TORCHACCEL_INLINE Pair pair(I32 a, I32 b) { return {_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(a.hi, b.hi)}; }

@@ -18,6 +18,8 @@ TORCHACCEL_INLINE I32 i32_sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
 TORCHACCEL_INLINE I32 i32_shl8(I32 a) { return _mm512_slli_epi32(a, 8); }
+// At the end of a loop that sums into a; else GCC copies it twice in every iteration.
+TORCHACCEL_INLINE void i32_pin(I32& a) { asm("" : "+v"(a)); }
 // Two vectors as 16 bits, saturated; in an order that i32_bytes knows.
 using Pair = __m512i;
 TORCHACCEL_INLINE Pair pair(I32 a, I32 b) { return _mm512_packs_epi32(a, b); }

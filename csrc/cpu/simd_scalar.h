@@ -31,6 +31,8 @@ TORCHACCEL_INLINE I32 i32_sub(const I32& a, const I32& b) { return (I32)((U32)a 
 TORCHACCEL_INLINE I32 i32_mul(const I32& a, const I32& b) { return (I32)((U32)a * (U32)b); }
 TORCHACCEL_INLINE I32 i32_max(const I32& a, const I32& b) { return a > b ? a : b; }
 TORCHACCEL_INLINE I32 i32_shl8(const I32& a) { return (I32)((U32)a << 8); }
+// At the end of a loop that sums into a vector; for the instruction sets whose registers hold one.
+TORCHACCEL_INLINE void i32_pin(I32&) {}
 // Lane i is lane lanes[i] of a, or lane i of b where lanes[i] is -1.
 TORCHACCEL_INLINE I32 i32_permute(const I32& a, const int32_t* lanes, const I32& b) {
   I32 permuted = b;
