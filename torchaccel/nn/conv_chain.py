@@ -72,7 +72,6 @@ class ConvChain(nn.Module):
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__()
         self.body = body
-        self._in_float = any(in_float(module) for module in body.modules())
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
 
     def unsupported(self, device: torch.device) -> str | None:
@@ -119,8 +118,7 @@ class ConvChain(nn.Module):
     def _plannable(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or x.dim() != 4 or x.numel() == 0:
             return False
-        whole_places = x.dtype in _check.INT8 and x.shape[1] % 4 == 0
-        return x.dtype == torch.float32 or (whole_places and not self._in_float)
+        return x.dtype == torch.float32 or (x.dtype in _check.INT8 and x.shape[1] % 4 == 0)
 
     def forward(self, x: Tensor) -> Tensor:
         guarded = _inference.needs_guard(x)
