@@ -45,6 +45,7 @@ struct ChainStep {
   int64_t residual_zero_point;           // of the residual; of x for the average
   int64_t flip;                          // whether the tensor outside is int8
   int64_t padding;                       // a halo's place outside of the image, as a word
+  int64_t stride_h, stride_w;  // of the pixels that a copy from lanes to others takes; h x w are what it gives
 };
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);

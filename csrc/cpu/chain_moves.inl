@@ -7,17 +7,17 @@
 
 constexpr int64_t kChainPixels = 128;  // of a row that are moved at once
 
-// Where up to kChainPixels of a row of `width` lie, from pixel `first` on, in bytes from where the row begins.
+// Where up to kChainPixels of a row of `width` lie, from the `first` on, in bytes from where the row begins; every
+// stride-th pixel.
 struct ChainColumns {
   int64_t count;
   int32_t at[kChainPixels];
 
-  ChainColumns(const ChainGrid& grid, int64_t first, int64_t width) {
+  ChainColumns(const ChainGrid& grid, int64_t first, int64_t width, int64_t stride = 1) {
     count = width - first < kChainPixels ? width - first : kChainPixels;
-    int64_t block = first / grid.block_w, inside = first % grid.block_w;
     for (int64_t i = 0; i < count; ++i) {
-      at[i] = static_cast<int32_t>(64 * inside + 4 * block);
-      if (++inside == grid.block_w) inside = 0, ++block;
+      const int64_t pixel = (first + i) * stride;
+      at[i] = static_cast<int32_t>(64 * (pixel % grid.block_w) + 4 * (pixel / grid.block_w));
     }
   }
 };
@@ -110,10 +110,11 @@ static void chain_load_f32(const ChainStep& s, const ChainData& d, int64_t begin
 // Planes [begin, end), from one grid to another.
 static void chain_relane(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   for (int64_t first = 0; first < s.w; first += kChainPixels) {
-    const ChainColumns from(s.x_grid, first, s.w), to(s.y_grid, first, s.w);
+    const ChainColumns from(s.x_grid, first, s.w, s.stride_w), to(s.y_grid, first, s.w);
     for (int64_t plane = begin; plane < end; ++plane) {
       for (int64_t row = 0; row < s.h; ++row) {
-        const uint8_t* x = d.arena + s.x + plane * s.x_plane + chain_row(s.x_grid, s.x_pitch, d.image, row);
+        const uint8_t* x =
+            d.arena + s.x + plane * s.x_plane + chain_row(s.x_grid, s.x_pitch, d.image, row * s.stride_h);
         uint8_t* y = d.arena + s.y + plane * s.y_plane + chain_row(s.y_grid, s.y_pitch, d.image, row);
         for (int64_t i = 0; i < to.count; ++i) memcpy(y + to.at[i], x + from.at[i], 4);
       }

@@ -1,8 +1,8 @@
 """Layers that own quantized or compressed weights and call the ops."""
 
+from torchaccel.nn.conv_chain import ConvChain
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_add import Int8Add
-from torchaccel.nn.conv_chain import ConvChain
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_linear import Int8Linear
 from torchaccel.nn.int8_linear_weight_only import Int8LinearWeightOnly

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from torchaccel.nn._chain_layout import LINE, Entry, Grid, Plane, Window, best_grid, fit
+from torchaccel.nn._chain_layout import LINE, Entry, Grid, Pair, Plane, Window, best_grid, fit
 from torchaccel.ops.conv_chain import Kind, Step
 
 LATE_BYTES = 256 << 10
@@ -74,7 +74,7 @@ class Builder:
         self.body, self.size, self.dtype = body, size, dtype
         self.values, self.indices, self.floats = Pool(values), Pool(torch.int32), Pool(torch.float32)
         self.entries: list[Entry] = []
-        self.copies: dict[tuple[Plane, Grid], Plane] = {}
+        self.copies: dict[tuple[Plane, Grid, Pair], Plane] = {}
         self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
 
     def walk(self) -> None:
@@ -127,7 +127,13 @@ class Builder:
             if inherited is not None and inherited.vectors() <= WASTE * grid.vectors():
                 grid = inherited
         y.grid = grid
-        entry.x = x = self._with_grid(x, grid.scaled(*window.stride))
+        needed = grid.scaled(*window.stride)
+        if x.grid not in (None, needed) and window == Window(stride=window.stride):
+            entry.window = Window()  # only the pixels that are read are copied
+            entry.x = self._copy(x, grid, (y.h, y.w), window.stride)
+        else:
+            entry.x = self._with_grid(x, needed)
+        x = entry.x
         if entry.residual is not None:
             entry.residual = self._with_grid(entry.residual, grid)
         if window.reach() != (0, 0) or window.padding != (0, 0):
@@ -142,13 +148,20 @@ class Builder:
             plane.grid = grid
         if plane.grid == grid:
             return plane
-        if (plane, grid) not in self.copies:
-            copy = Plane(plane.planes, plane.h, plane.w, plane.zero_point, grid)
-            self.copies[plane, grid] = copy
+        return self._copy(plane, grid, (plane.h, plane.w), (1, 1))
+
+    def _copy(self, plane: Plane, grid: Grid, size: Pair, stride: Pair) -> Plane:
+        """Every stride-th pixel, with another grid."""
+        key = plane, grid, stride
+        if key not in self.copies:
+            assert plane.grid is not None
+            copy = Plane(plane.planes, *size, plane.zero_point, grid)
+            self.copies[key] = copy
+            step = Step(Kind.RELANE, planes=plane.planes, h=size[0], w=size[1], stride_h=stride[0], stride_w=stride[1])
             # What late steps read of early ones is copied as soon as it is there, image by image.
             part = self.early if plane.grid.images < grid.images else self.part
-            part.append(Entry(Step(Kind.RELANE, planes=plane.planes, h=plane.h, w=plane.w), plane, copy))
-        return self.copies[plane, grid]
+            part.append(Entry(step, plane, copy))
+        return self.copies[key]
 
     def _place(self, first_late: int) -> int:
         """Give each activation its place; returns the bytes of the arena.

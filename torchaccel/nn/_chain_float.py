@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Pair, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, group
+from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
 from torchaccel.ops.conv_chain import TILE, Kind, Step
@@ -20,8 +22,16 @@ def _word(value: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
-def _pair(size: int | Pair) -> Pair:
+def _pair(size: Any) -> Pair:
     return (size, size) if isinstance(size, int) else size
+
+
+def _weight(m: SparseConv2d | DenseConv2d) -> tuple[Tensor, bool]:
+    """[O, C, kh, kw], and whether each four output channels have their weights in the same places."""
+    if isinstance(m, DenseConv2d):
+        return m.weight.detach(), True
+    weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
+    return weight, blocks.block_of(m.pattern)[0] % GROUP == 0
 
 
 class FloatBuilder(Builder):
@@ -35,17 +45,16 @@ class FloatBuilder(Builder):
         self.entries.append(Entry(Step(Kind.LOAD, planes=c, h=h, w=w, channels=c), y=plane))
         return plane
 
-    def conv(self, m: SparseConv2d, x: Plane, residual: Plane | None) -> Plane:
+    def conv(self, m: SparseConv2d | DenseConv2d, x: Plane, residual: Plane | None) -> Plane:
         require(m.in_channels == x.planes, "a convolution reads other channels")
-        window = Window(m.kernel_size, m.stride, m.padding, m.dilation)
+        window = Window(*(_pair(size) for size in (m.kernel_size, m.stride, m.padding, m.dilation)))
         entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0)
         step, y = entry.step, entry.y
         assert y is not None
         if residual is not None:
             require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
             entry.residual = residual
-        weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
-        packed = group(weight, window, shared=blocks.block_of(m.pattern)[0] % GROUP == 0)
+        packed = group(*_weight(m), window)
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
         step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
         step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
@@ -81,7 +90,7 @@ class FloatBuilder(Builder):
                     self.store(values[node.args[0]])
             else:
                 m, inputs = self.module(node), [values[source] for source in node.args]
-                if isinstance(m, SparseConv2d):
+                if isinstance(m, SparseConv2d | DenseConv2d):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
                 elif isinstance(m, nn.MaxPool2d):
                     values[node] = self.max_pool(m, inputs[0])

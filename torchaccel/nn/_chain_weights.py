@@ -49,7 +49,7 @@ def _chunk_channels(weight: Tensor, window: Window) -> int:
     return -(-channels // chunks)
 
 
-def group(weight: Tensor, window: Window, shared: bool) -> Groups:
+def group(weight: Tensor, shared: bool, window: Window) -> Groups:
     """float32 [O, C, kh, kw] in groups.
 
     Channels of a slab that have about as many nonzeros in a chunk share a group, so that few steps are wasted and loops

@@ -84,6 +84,8 @@ class Step:
     residual_zero_point: int = 0
     flip: int = 0
     padding: int = 0
+    stride_h: int = 1
+    stride_w: int = 1
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
@@ -113,20 +115,21 @@ class _Machine:
         """[planes, rows, columns, lanes]: which places a step makes, or adds to them."""
         return self._grid(at, (s.planes, plane), (s.rows, pitch), (s.columns, 4 * LANES), (LANES, 4))
 
-    def _pixels(self, s: Step, at: int, plane: int, pitch: int, grid_w: int, block_h: int, block_w: int) -> Tensor:
-        """[planes, h, w]: which places are the pixels of image 0."""
-        row = torch.arange(s.h, device=self.x.device).unsqueeze(1)
-        column = torch.arange(s.w, device=self.x.device)
+    def _lanes(self, s: Step, stride: tuple[int, int], pitch: int, grid_w: int, block_h: int, block_w: int) -> Tensor:
+        """[h, w]: which places of a plane are pixels of image 0."""
+        row = torch.arange(s.h, device=self.x.device).unsqueeze(1) * stride[0]
+        column = torch.arange(s.w, device=self.x.device) * stride[1]
         lane = row // block_h * grid_w + column // block_w
-        vector = row % block_h * (pitch // 4) + column % block_w * LANES
-        return self._grid(at, (s.planes, plane)).view(-1, 1, 1) + vector + lane
+        return row % block_h * (pitch // 4) + column % block_w * LANES + lane
 
     def _x_pixels(self, s: Step) -> Tensor:
-        return self.places[self._pixels(s, s.x, s.x_plane, s.x_pitch, s.x_grid_w, s.x_block_h, s.x_block_w)]
+        lanes = self._lanes(s, (s.stride_h, s.stride_w), s.x_pitch, s.x_grid_w, s.x_block_h, s.x_block_w)
+        return self.places[self._grid(s.x, (s.planes, s.x_plane)).view(-1, 1, 1) + lanes]
 
     def _set_y_pixels(self, s: Step, pixels: Tensor) -> None:
         """[planes, h, w, channels of a place]."""
-        self.places[self._pixels(s, s.y, s.y_plane, s.y_pitch, s.y_grid_w, s.y_block_h, s.y_block_w)] = pixels
+        lanes = self._lanes(s, (1, 1), s.y_pitch, s.y_grid_w, s.y_block_h, s.y_block_w)
+        self.places[self._grid(s.y, (s.planes, s.y_plane)).view(-1, 1, 1) + lanes] = pixels
 
     def _image(self, s: Step) -> Tensor:
         """[channels, h, w] of x."""
