@@ -17,7 +17,7 @@ static void chain(const ChainStep& s, const ChainData& d, int64_t begin, int64_t
     case ChainKind::kConv:
       return chain_conv_int8(s, d, begin, end);
     case ChainKind::kMaxPool:
-      return chain_max_pool<uint8_t>(s, d, begin, end);
+      return chain_max_pool<chain_greatest_int8<1>, chain_greatest_int8<4>>(s, d, begin, end);
     case ChainKind::kAverage:
       return chain_average_int8(s, d, begin, end);
     case ChainKind::kStore:
@@ -36,7 +36,7 @@ static void chain_f32(const ChainStep& s, const ChainData& d, int64_t begin, int
     case ChainKind::kConv:
       return chain_conv_f32(s, d, begin, end);
     case ChainKind::kMaxPool:
-      return chain_max_pool<float>(s, d, begin, end);
+      return chain_max_pool<chain_greatest_f32<1>, chain_greatest_f32<4>>(s, d, begin, end);
     case ChainKind::kAverage:
       return chain_average_f32(s, d, begin, end);
     case ChainKind::kStore:

@@ -7,26 +7,35 @@
 
 constexpr int64_t kChainPixels = 128;  // of a row that are moved at once
 
-// Where up to kChainPixels of a row of `width` lie, from the `first` on, in bytes from where the row begins; every
-// stride-th pixel.
+// Where pixels along one axis of an image lie, in bytes: a step from each to the next of its block, and from each block
+// to the next.
+struct ChainAxis {
+  int64_t block, step, across;
+  int64_t at = 0, inside = 0;
+
+  void advance(int64_t pixels) {
+    at += pixels * step;
+    for (inside += pixels; inside >= block; inside -= block) at += across - block * step;
+  }
+};
+
+// Rows of an image, from the first pixel of the first block.
+TORCHACCEL_INLINE ChainAxis chain_rows(const ChainGrid& grid, int64_t pitch, int64_t image) {
+  return {grid.block_h, pitch, 4 * grid.grid_w, 4 * (image % grid.images * grid.grid_h * grid.grid_w)};
+}
+
+// Up to kChainPixels of a row of `width` pixels, every stride-th, from the `first` on; from where the row begins.
 struct ChainColumns {
   int64_t count;
   int32_t at[kChainPixels];
 
   ChainColumns(const ChainGrid& grid, int64_t first, int64_t width, int64_t stride = 1) {
     count = width - first < kChainPixels ? width - first : kChainPixels;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t pixel = (first + i) * stride;
-      at[i] = static_cast<int32_t>(64 * (pixel % grid.block_w) + 4 * (pixel / grid.block_w));
-    }
+    ChainAxis axis = {grid.block_w, 64, 4};
+    axis.advance(first * stride);
+    for (int64_t i = 0; i < count; ++i, axis.advance(stride)) at[i] = static_cast<int32_t>(axis.at);
   }
 };
-
-// Where a row of pixels of an image begins, in bytes from the first pixel of the first block.
-TORCHACCEL_INLINE int64_t chain_row(const ChainGrid& grid, int64_t pitch, int64_t image, int64_t row) {
-  const int64_t blocks = image % grid.images * grid.grid_h + row / grid.block_h;
-  return row % grid.block_h * pitch + 4 * blocks * grid.grid_w;
-}
 
 // `count` words to where they lie in a row.
 TORCHACCEL_INLINE void chain_spread(uint8_t* row, const int32_t* at, const void* words, int64_t count) {
@@ -75,8 +84,9 @@ static void chain_load_int8(const ChainStep& s, const ChainData& d, int64_t begi
     const ChainColumns columns(s.y_grid, first, s.w);
     for (int64_t plane = begin; plane < end; plane += wide) {
       const int64_t planes = end - plane < wide ? end - plane : wide;
-      for (int64_t row = 0; row < s.h; ++row) {
-        uint8_t* y = d.arena + s.y + plane * s.y_plane + chain_row(s.y_grid, s.y_pitch, d.image, row);
+      ChainAxis rows = chain_rows(s.y_grid, s.y_pitch, d.image);
+      for (int64_t row = 0; row < s.h; ++row, rows.advance(1)) {
+        uint8_t* y = d.arena + s.y + plane * s.y_plane + rows.at;
         for (int64_t i = 0; i < columns.count; i += 16) {
           const int64_t pixel = row * s.w + first + i, count = columns.count - i < 16 ? columns.count - i : 16;
           if (d.in_float) {
@@ -100,8 +110,9 @@ static void chain_load_f32(const ChainStep& s, const ChainData& d, int64_t begin
     for (int64_t plane = begin; plane < end; ++plane) {
       const float* in = static_cast<const float*>(d.in) + plane * s.h * s.w + first;
       uint8_t* y = d.arena + s.y + plane * s.y_plane;
-      for (int64_t row = 0; row < s.h; ++row) {
-        chain_spread(y + chain_row(s.y_grid, s.y_pitch, d.image, row), columns.at, in + row * s.w, columns.count);
+      ChainAxis rows = chain_rows(s.y_grid, s.y_pitch, d.image);
+      for (int64_t row = 0; row < s.h; ++row, rows.advance(1)) {
+        chain_spread(y + rows.at, columns.at, in + row * s.w, columns.count);
       }
     }
   }
@@ -112,11 +123,11 @@ static void chain_relane(const ChainStep& s, const ChainData& d, int64_t begin, 
   for (int64_t first = 0; first < s.w; first += kChainPixels) {
     const ChainColumns from(s.x_grid, first, s.w, s.stride_w), to(s.y_grid, first, s.w);
     for (int64_t plane = begin; plane < end; ++plane) {
-      for (int64_t row = 0; row < s.h; ++row) {
-        const uint8_t* x =
-            d.arena + s.x + plane * s.x_plane + chain_row(s.x_grid, s.x_pitch, d.image, row * s.stride_h);
-        uint8_t* y = d.arena + s.y + plane * s.y_plane + chain_row(s.y_grid, s.y_pitch, d.image, row);
-        for (int64_t i = 0; i < to.count; ++i) memcpy(y + to.at[i], x + from.at[i], 4);
+      const uint8_t* x = d.arena + s.x + plane * s.x_plane;
+      uint8_t* y = d.arena + s.y + plane * s.y_plane;
+      ChainAxis x_rows = chain_rows(s.x_grid, s.x_pitch, d.image), y_rows = chain_rows(s.y_grid, s.y_pitch, d.image);
+      for (int64_t row = 0; row < s.h; ++row, x_rows.advance(s.stride_h), y_rows.advance(1)) {
+        for (int64_t i = 0; i < to.count; ++i) memcpy(y + y_rows.at + to.at[i], x + x_rows.at + from.at[i], 4);
       }
     }
   }
@@ -144,8 +155,10 @@ static void chain_store_int8(const ChainStep& s, const ChainData& d, int64_t beg
   const uint32_t flip = s.flip != 0 ? 0x80808080 : 0;
   for (int64_t first = 0; first < s.w; first += kChainPixels) {
     const ChainColumns columns(s.x_grid, first, s.w);
-    for (int64_t row = begin; row < end; ++row) {
-      const uint8_t* x = d.arena + s.x + chain_row(s.x_grid, s.x_pitch, d.image, row);
+    ChainAxis rows = chain_rows(s.x_grid, s.x_pitch, d.image);
+    rows.advance(begin);
+    for (int64_t row = begin; row < end; ++row, rows.advance(1)) {
+      const uint8_t* x = d.arena + s.x + rows.at;
       for (int64_t i = 0; i < columns.count; i += 16) {
         const int64_t pixel = row * s.w + first + i, count = columns.count - i < 16 ? columns.count - i : 16;
         for (int64_t plane = 0; plane < s.planes; plane += 16) {
@@ -170,8 +183,9 @@ static void chain_store_f32(const ChainStep& s, const ChainData& d, int64_t begi
     for (int64_t plane = begin; plane < end; ++plane) {
       const uint8_t* x = d.arena + s.x + plane * s.x_plane;
       float* out = static_cast<float*>(d.out) + plane * s.h * s.w + first;
-      for (int64_t row = 0; row < s.h; ++row) {
-        chain_collect(x + chain_row(s.x_grid, s.x_pitch, d.image, row), columns.at, out + row * s.w, columns.count);
+      ChainAxis rows = chain_rows(s.x_grid, s.x_pitch, d.image);
+      for (int64_t row = 0; row < s.h; ++row, rows.advance(1)) {
+        chain_collect(x + rows.at, columns.at, out + row * s.w, columns.count);
       }
     }
   }
