@@ -136,7 +136,7 @@ def test_sums_that_no_int32_holds_run_layer_by_layer() -> None:
     chain = ConvChain(body)
     body.get_submodule("layer1").bias[3] = 3e30  # type: ignore[index]
     with pytest.raises(_chain_plan.UnplannableError, match="too far"):
-        _chain_plan.build(body, (8, 9, 10), torch.float32, 1)
+        _chain_plan.build(body, (8, 9, 10), torch.float32, 1, {})
     same(chain, x)
     assert list(chain._plans.values()) == [None]
 
@@ -180,7 +180,7 @@ def test_layers_that_were_not_connected_have_no_plan() -> None:
         layer = body.get_submodule("layer3")
         getattr(layer, f"{role}_zero_point").add_(1)
         with pytest.raises(_chain_plan.UnplannableError, match="range"):
-            _chain_plan.build(body, (8, 9, 10), torch.float32, 1)
+            _chain_plan.build(body, (8, 9, 10), torch.float32, 1, {})
         same(ConvChain(body), images(FLOATS, 2))
 
 

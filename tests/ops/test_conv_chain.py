@@ -25,7 +25,7 @@ BODY = make(RECIPE)
 
 def arguments(recipe: Recipe = RECIPE, **changed: object) -> dict:
     body = BODY if recipe is RECIPE else float_bodies.make(recipe)
-    plan = _chain_plan.build(body, recipe.size, recipe.dtype, 1)
+    plan = _chain_plan.build(body, recipe.size, recipe.dtype, 1, {})
     names = "values", "indices", "floats", "arena", "arena_bytes", "late_steps", "lanes", "out_size", "out_dtype"
     return {"x": images(recipe, 2), "plan": plan.steps} | {name: getattr(plan, name) for name in names} | changed
 

@@ -41,7 +41,7 @@ def _conv_tail(o: int, out: torch.dtype) -> tuple:
 
 
 def _chain(body: fx.GraphModule, recipe: Recipe, n: int) -> tuple:
-    plan = _chain_plan.build(body, recipe.size, recipe.dtype, 2)
+    plan = _chain_plan.build(body, recipe.size, recipe.dtype, 2, {})
     arena = torch.zeros(plan.arena_bytes + SCRATCH + 128, dtype=torch.uint8)
     tensors = plan.steps, plan.values, plan.indices, plan.floats, arena
     numbers = plan.arena_bytes, plan.late_steps, plan.lanes

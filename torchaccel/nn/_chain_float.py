@@ -6,11 +6,12 @@ import struct
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Pair, Plane, Window
-from torchaccel.nn._chain_weights import GROUP, group
+from torchaccel.nn._chain_weights import GROUP, Groups, group
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
@@ -35,8 +36,11 @@ def _weight(m: SparseConv2d | DenseConv2d) -> tuple[Tensor, bool]:
 
 
 class FloatBuilder(Builder):
-    def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype, packed: dict[nn.Module, Groups]
+    ) -> None:
         super().__init__(body, size, dtype, torch.float32)
+        self.packed = packed
 
     def load(self) -> Plane:
         require(self.dtype == torch.float32, "x is not float32")
@@ -54,10 +58,12 @@ class FloatBuilder(Builder):
         if residual is not None:
             require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
             entry.residual = residual
-        packed = group(*_weight(m), window)
+        if m not in self.packed:
+            self.packed[m] = group(*_weight(m), window)
+        packed = self.packed[m]
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
         step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
-        step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
+        step.row_offsets, entry.columns = self.indices.keep(packed.first), F.pad(packed.columns.flatten(), (0, GROUP))
         entry.weight_bytes = 4 * (packed.values.numel() + packed.columns.numel())
         bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
         step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torchaccel import ops
 from torchaccel.nn import _chain_plan, _inference, _weights
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
@@ -25,10 +26,12 @@ _PLANS = 8
 TOGETHER = 8
 """Images that a thread takes together at most."""
 
+_IMAGE_CHANNELS = 4
+
 
 def in_float(module: nn.Module | None) -> bool:
     """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
-    return isinstance(module, SparseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d)
+    return isinstance(module, SparseConv2d | DenseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d)
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
@@ -45,6 +48,10 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
         return ungrouped and ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, SparseConv2d):
         return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, DenseConv2d):  # what reads an image, and is seldom pruned
+        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        few = module.in_channels <= _IMAGE_CHANNELS and module.weight.dtype == torch.float32
+        return plain and few and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, Int8AdaptiveAvgPool2d | nn.AdaptiveAvgPool2d):
         return module.output_size in (1, (1, 1), [1, 1])
     if isinstance(module, nn.MaxPool2d):
@@ -73,6 +80,7 @@ class ConvChain(nn.Module):
         super().__init__()
         self.body = body
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
+        self._packed: dict[nn.Module, Any] = {}  # weights, the same for all plans
 
     def unsupported(self, device: torch.device) -> str | None:
         """Why no native kernel would serve the chain on `device`, or None."""
@@ -87,7 +95,7 @@ class ConvChain(nn.Module):
         plan = self._plans.get(key)
         if plan is None and key not in self._plans:
             with contextlib.suppress(_chain_plan.UnplannableError):
-                plan = _chain_plan.build(self.body, *key)
+                plan = _chain_plan.build(self.body, *key, self._packed)
                 for other in self._plans.values():  # the weights are the same for all sizes
                     if other is not None and torch.equal(other.values, plan.values):
                         plan.values = other.values
@@ -131,10 +139,11 @@ class ConvChain(nn.Module):
 
     def _apply(self, fn, recurse=True):
         self._plans.clear()
+        self._packed.clear()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plans": OrderedDict()}
+        return self.__dict__ | {"_plans": OrderedDict(), "_packed": {}}
 
     def extra_repr(self) -> str:
         return f"layers={sum(node.op == 'call_module' for node in self.body.graph.nodes)}"
