@@ -13,9 +13,9 @@ from torchaccel.ops.conv_chain import SLAB, TILE
 
 GROUP = 4
 """Output channels that are computed together."""
-_TILE_BYTES = 32 << 10
+_TILE_BYTES = 40 << 10
 """Inputs of a tile that stay in L1 beside its sums."""
-_LEAST_STEPS = 6
+_LEAST_STEPS = 10
 """Nonzeros of a row, on average, that are worth loading its sums again."""
 
 

@@ -23,8 +23,8 @@ from torchaccel.ops.conv_chain import SCRATCH, supports
 _PLANS = 8
 """Sizes of images whose plans are kept."""
 
-TOGETHER = 8
-"""Images that a thread takes together at most."""
+TOGETHER = {torch.int8: 8, torch.float32: 4}
+"""Images that a thread takes together at most, by the type of the weights: more of float32 would leave L3."""
 
 _IMAGE_CHANNELS = 4
 
@@ -79,6 +79,8 @@ class ConvChain(nn.Module):
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__()
         self.body = body
+        floats = any(isinstance(module, SparseConv2d) for module in body.modules())
+        self._dtype = torch.float32 if floats else torch.int8
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
         self._packed: dict[nn.Module, Any] = {}  # weights, the same for all plans
 
@@ -108,7 +110,7 @@ class ConvChain(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         threads = torch.get_num_threads()
         each, left = divmod(x.shape[0], threads)
-        groups = -(-each // TOGETHER)
+        groups = -(-each // TOGETHER[self._dtype])
         lanes = -(-each // groups) if each else 1
         if left and lanes > 1:  # the last images alone, each shared by all threads
             return torch.cat([self._run(x[:-left]), self._run(x[-left:])])
