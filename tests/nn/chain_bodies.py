@@ -20,6 +20,7 @@ __all__ = ["Layer", "Recipe", "by_reference", "images", "laid_out", "make", "rec
 
 class _Int8Maker(Maker):
     unpruned = "dense"
+    needed = Int8Conv2d, SparseInt8Conv2d
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

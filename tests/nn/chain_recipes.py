@@ -113,6 +113,7 @@ class Maker(ABC):
     """Makes the layers of a recipe one by one."""
 
     unpruned: str  # the pattern that fits all sizes
+    needed: tuple[type[nn.Module], ...]  # layers, one of which a chain has
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.g = recipe, torch.Generator().manual_seed(recipe.seed)
@@ -190,10 +191,9 @@ class Maker(ABC):
         return keep.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
     def body(self) -> fx.GraphModule:
-        before = len(self.values)
         for layer in self.recipe.layers:
             self.add(layer)
-        if len(self.values) == before:
+        if not any(isinstance(module, self.needed) for module in self.modules.values()):
             self.add(Layer(pattern=self.unpruned))
         last = self.values[-1]
         if self.recipe.average is not None:

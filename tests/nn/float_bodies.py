@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
 from torchaccel.nn import SparseConv2d
+from torchaccel.nn.dense import DenseConv2d
 from torchaccel.testing import assert_exact_enough
 
-PATTERNS = "unstructured", "unstructured", "16x1", "1x4", "4x4", "2:4"
+PATTERNS = "unstructured", "unstructured", "16x1", "1x4", "4x4", "2:4", "dense"
 CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40, 136
 LARGE = 1e30
 """Sums of larger numbers may overflow in float32."""
@@ -32,17 +33,21 @@ def recipes(draw: st.DrawFn) -> Recipe:
 
 class _FloatMaker(Maker):
     unpruned = "unstructured"
+    needed = (SparseConv2d,)
 
     def outside(self) -> Value:
         return Value(self.x, self.recipe.size)
 
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, None]:
         conv = nn.Conv2d(x.size[0], o, *layer.window(), bias=layer.bias)
-        weight = torch.randn(conv.weight.shape, generator=self.g) * self.kept(layer, o, x.size[0])
+        weight = torch.randn(conv.weight.shape, generator=self.g)
+        if layer.pattern != "dense":
+            weight = weight * self.kept(layer, o, x.size[0])
         conv.weight.data = weight / math.sqrt(max(float(weight.count_nonzero()) / o, 1))
         if layer.bias:
             conv.bias.data = torch.randn(o, generator=self.g)  # type: ignore[union-attr]
-        return SparseConv2d.from_float(conv, layer.pattern), None
+        dense = layer.pattern == "dense"
+        return DenseConv2d.from_float(conv) if dense else SparseConv2d.from_float(conv, layer.pattern), None
 
     def pool(self, layer: Layer) -> nn.Module:
         return nn.MaxPool2d(*(pair if pair[0] != pair[1] else pair[0] for pair in layer.window()))  # type: ignore[arg-type]
@@ -85,11 +90,11 @@ class Expected(NamedTuple):
 class _Expecting(fx.Interpreter):
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Expected:
         module = self.module.get_submodule(target)
-        if isinstance(module, SparseConv2d):
+        if isinstance(module, SparseConv2d | DenseConv2d):
             return self.conv(module, *args)
         return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
 
-    def conv(self, m: SparseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
+    def conv(self, m: SparseConv2d | DenseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
         def over(tensor: Tensor, weight: Tensor) -> Tensor:
             return F.conv2d(tensor.double(), weight.double(), None, m.stride, m.padding, m.dilation)
 
@@ -108,7 +113,8 @@ class _Expecting(fx.Interpreter):
 
     def max_pool(self, m: nn.MaxPool2d, x: Expected) -> Expected:
         exact, error, loose, lost = (m(tensor.double()) for tensor in x)
-        return Expected(exact, error, loose > 0, lost > 0)
+        empty = exact == -torch.inf  # windows of padding alone
+        return Expected(exact.masked_fill(empty, 0), error.masked_fill(empty, 0), empty | (loose > 0), lost > 0)
 
     def average(self, x: Expected) -> Expected:
         over: Pair = 2, 3

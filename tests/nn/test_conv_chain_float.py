@@ -30,7 +30,8 @@ def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: 
     x = x if finite else spoil(x, recipe.seed)
     with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad():
         chain, wanted = ConvChain(body), expected(body, x)
-        wanted.check(body(x))
+        if finite:  # oneDNN, which dense layers call, makes NaN 0 by a ReLU
+            wanted.check(body(x))
         wanted.check(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER)))
         for isa in ISAS:
             with running_on(isa, threads):
@@ -47,7 +48,7 @@ NET = (
     Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
     Layer(back=0, residual=True, pattern="unstructured", density=0.2),
     Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="16x1"),
-    Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, pattern="unstructured"),
+    Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, pattern="dense"),
     Layer(kernel=(3, 3), padding=(2, 2), dilation=(2, 2), back=1, residual=True, activation="relu6", pattern="2:4"),
     Layer(channels=290, pattern="unstructured"),
 )
@@ -66,13 +67,12 @@ def test_a_residual_network(isa: str, average: torch.dtype | None) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("pattern", ["unstructured", "1x4", "16x1"])
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4", "16x1", "dense"])
 def test_layers_whose_weights_do_not_fit_the_cache(isa: str, pattern: str) -> None:
     # They come late, several images at a time; their channels make two slabs and several chunks.
     wide = Layer(channels=192, kernel=(3, 3), padding=(1, 1), pattern=pattern, density=0.4)
-    recipe = Recipe(
-        (Layer(channels=192, pattern=pattern), wide, wide, Layer(channels=16, pattern=pattern)), (8, 11, 17)
-    )
+    first, last = Layer(channels=192, pattern=pattern), Layer(pattern="unstructured")
+    recipe = Recipe((first, wide, wide, last), (8, 11, 17))
     body = make(recipe)
     x = images(recipe, 17)
     chain, wanted = ConvChain(body), expected(body, x)
