@@ -51,7 +51,7 @@ struct ChainStep {
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 
 // Output channels of float32 that are one task, and the memory for their sums.
-constexpr int64_t kChainSlab = 128, kChainTile = 7;
+constexpr int64_t kChainSlab = 256, kChainTile = 7;
 constexpr int64_t kChainScratch = kChainSlab * kChainTile * 64;
 
 // What the steps index, and one image of the tensors outside.

@@ -18,7 +18,7 @@ from torchaccel.ops._library import define, run
 OP = "conv_chain"
 LANES = 16
 """Places of a vector, 4 bytes each."""
-SLAB = 128
+SLAB = 256
 """Output channels that are one task of a float32 convolution."""
 TILE = 7
 """Vectors of a row that it computes together, at most."""
