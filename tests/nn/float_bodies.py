@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
 from torchaccel.nn import SparseConv2d
 from torchaccel.nn.dense import DenseConv2d
+from torchaccel.ops.conv_chain import SLAB
 from torchaccel.testing import assert_exact_enough
 
 PATTERNS = "unstructured", "unstructured", "16x1", "1x4", "4x4", "2:4", "dense"
-CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40, 136
+CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40, SLAB + 8
 LARGE = 1e30
 """Sums of larger numbers may overflow in float32."""
 
