@@ -63,7 +63,10 @@ TORCHACCEL_INLINE void chain_multiply(const float* values, const int32_t* offset
 
 // The groups of one slab and chunk.
 template <int V, int kAcross, bool kShared>
-static void chain_groups(const ChainStep& s, const ChainData& d, const ChainTileF32& t) {
+static void chain_groups(const ChainStep& step, const ChainData& data, const ChainTileF32& tile) {
+  const ChainStep s = step;
+  const ChainData d = data;
+  const ChainTileF32 t = tile;  // copies: a store of floats might change what a reference leads to
   const int32_t* first = d.indices + s.row_offsets + t.slab * s.chunks + t.chunk;
   const float* bias = d.floats + s.floats + 2;
   const F32 low = f32_splat(bias[-2]), high = f32_splat(bias[-1]);

@@ -56,10 +56,14 @@ static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* val
     }
     const int64_t end = rows[c + 1];
     int64_t i = rows[c];
+    int64_t next[kSets];  // offsets are read a step ahead: behind the loads of vectors they would come too late
+    TORCHACCEL_UNROLL for (int k = 0; k < kSets; ++k) next[k] = offsets[i + k];
     for (; i + kSets <= end; i += kSets) {
       TORCHACCEL_UNROLL for (int k = 0; k < kSets; ++k) {
         const W weights = w_splat(load_word(values + 4 * (i + k)));
-        const uint8_t* from = t.x + offsets[i + k];
+        const uint8_t* from = t.x + next[k];
+        next[k] = offsets[i + kSets + k];
+        asm volatile("" : "+r"(next[k]));  // keeps the load here
         TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[k][v] = dot4(sums[k][v], x_load(from + v * across), weights);
       }
     }

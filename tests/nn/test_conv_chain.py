@@ -35,7 +35,7 @@ def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: 
     x = images(recipe, n, finite)
     with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad():
         chain, expected = ConvChain(body), body(x)
-        equal(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER)), expected[:1])
+        equal(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER[torch.int8])), expected[:1])
         for isa in ISAS:
             with running_on(isa, threads):
                 equal(chain(laid_out(x, layout)), expected)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_layout import LINE, Entry, Grid, Pair, Plane, Window, best_grid, fit
@@ -19,6 +20,8 @@ LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""
 WASTE = 1.1
 """How many times the fewest vectors an output may take, so that its input need not be copied."""
+AHEAD = 4
+"""Offsets that kernels read, and do not use, behind those of a step."""
 MOST_BYTES = 2**31
 """Offsets are kept in 32 bits."""
 ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
@@ -207,7 +210,7 @@ class Builder:
                 step.rows, step.columns = 1, step.rows * step.columns  # rows follow each other without gaps
             taps = torch.tensor([LINE * (r * x.pitch() + c) for r, c in entry.window.taps()])
             offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
-            step.offsets = self.indices.keep(offsets)
+            step.offsets = self.indices.keep(F.pad(offsets, (0, AHEAD)))
 
     def build(self, lanes: int) -> Plan:
         self.walk()

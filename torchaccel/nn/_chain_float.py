@@ -6,7 +6,6 @@ import struct
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
@@ -63,7 +62,7 @@ class FloatBuilder(Builder):
         packed = self.packed[m]
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
         step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
-        step.row_offsets, entry.columns = self.indices.keep(packed.first), F.pad(packed.columns.flatten(), (0, GROUP))
+        step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
         entry.weight_bytes = 4 * (packed.values.numel() + packed.columns.numel())
         bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
         step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))

@@ -61,9 +61,9 @@ def group(weight: Tensor, shared: bool, window: Window) -> Groups:
     o, c, kh, kw = weight.shape
     chunk = _chunk_channels(weight, window)
     slabs, chunks = -(-o // SLAB), -(-c // chunk)
-    rows = F.pad(weight.reshape(o, c, kh * kw), (0, 0, 0, 0, 0, -o % GROUP))
-    # A unit is what has nonzeros of its own: a channel, or four.
+    # A unit is what has nonzeros of its own: a channel, or four, the last one repeated where there are fewer.
     size = GROUP if shared else 1
+    rows = weight.reshape(o, c, kh * kw)[torch.arange(o + -o % size).clamp(max=o - 1)]
     unit, channel, tap = (rows.view(-1, size, c, kh * kw) != 0).any(1).nonzero(as_tuple=True)
     units, in_slab, members = -(-o // size), SLAB // size, GROUP // size
     lists = unit // in_slab * chunks + channel // chunk
