@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from torchaccel.graph.trace import has_hooks, module_of
 from torchaccel.nn import ConvChain, Int8AdaptiveAvgPool2d, Int8Conv2d, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.conv_chain import in_float, takes
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.quantize import QuantizeInt8
@@ -15,12 +16,8 @@ from torchaccel.nn.quantize import QuantizeInt8
 _CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d, SparseConv2d)
 _STARTS = (*_CONVOLUTIONS, DenseConv2d, QuantizeInt8)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
-_UNCHOSEN = (
-    QuantizeInt8,
-    DenseConv2d,
-    nn.MaxPool2d,
-    nn.AdaptiveAvgPool2d,
-)  # nothing to choose: they go with their neighbours
+# Nothing to choose: they go with their neighbours.
+_UNCHOSEN = (QuantizeInt8, DenseConv2d, Contiguous, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 
 
 def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:

@@ -176,8 +176,10 @@ class Builder:
             for plane in entry.planes():
                 plane.steps.append(i)
                 used[plane] = None
-        end = fit([plane for plane in used if max(plane.steps) < first_late], 0)
-        return fit([plane for plane in used if max(plane.steps) >= first_late], end)
+        for plane in used:
+            if min(plane.steps) < first_late <= max(plane.steps):
+                plane.steps.append(0)
+        return fit(list(used))
 
     def _finish(self, entry: Entry, halos: dict[Plane, tuple[int, int, int]]) -> None:
         """Fill in what depends on the places."""

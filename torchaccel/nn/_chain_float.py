@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Pair, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
+from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
@@ -97,6 +98,8 @@ class FloatBuilder(Builder):
                 m, inputs = self.module(node), [values[source] for source in node.args]
                 if isinstance(m, SparseConv2d | DenseConv2d):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
+                elif isinstance(m, Contiguous):
+                    values[node] = inputs[0]
                 elif isinstance(m, nn.MaxPool2d):
                     values[node] = self.max_pool(m, inputs[0])
                 else:

@@ -154,15 +154,15 @@ class Entry:
         return [plane for plane in (self.x, self.y, self.residual) if plane is not None]
 
 
-def fit(planes: list[Plane], start: int) -> int:
+def fit(planes: list[Plane]) -> int:
     """First fit, by when each activation is written first and read last; returns where the last one ends."""
     placed: list[tuple[int, int, Plane]] = []
     for plane in sorted(planes, key=lambda p: -p.planes * p.plane_bytes()):
-        size, at = plane.planes * plane.plane_bytes(), start
+        size, at = plane.planes * plane.plane_bytes(), 0
         for begin, end, other in sorted(placed, key=lambda p: p[0]):
             apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
             if not apart and at < end and begin < at + size:
                 at = end
         plane.at = at
         placed.append((at, at + size, plane))
-    return max((end for _, end, _ in placed), default=start)
+    return max((end for _, end, _ in placed), default=0)

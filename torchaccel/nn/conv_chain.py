@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torchaccel import ops
 from torchaccel.nn import _chain_plan, _inference, _weights
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
@@ -31,7 +32,7 @@ _IMAGE_CHANNELS = 4
 
 def in_float(module: nn.Module | None) -> bool:
     """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
-    return isinstance(module, SparseConv2d | DenseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d)
+    return isinstance(module, SparseConv2d | DenseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous)
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
@@ -40,7 +41,7 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
     Args:
         connected: whether an int8 convolution must give int8 already.
     """
-    if isinstance(module, QuantizeInt8):
+    if isinstance(module, QuantizeInt8 | Contiguous):
         return True
     if isinstance(module, Int8Conv):
         ungrouped = not isinstance(module, Int8Conv2d) or module.groups == 1
