@@ -77,6 +77,8 @@ class Builder:
         self.body, self.size, self.dtype = body, size, dtype
         self.values, self.indices, self.floats = Pool(values), Pool(torch.int32), Pool(torch.float32)
         self.entries: list[Entry] = []
+        self.early: list[Entry] = []
+        self.part = self.early  # where steps are put now
         self.copies: dict[tuple[Plane, Grid, Pair], Plane] = {}
         self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
 
@@ -106,20 +108,19 @@ class Builder:
         """
         walked = self.entries
         first = next((i for i, entry in enumerate(walked) if entry.weight_bytes > LATE_BYTES), len(walked))
-        early, late = list[Entry](), list[Entry]()
+        late: list[Entry] = []
         for i, entry in enumerate(walked):
-            self.part, images = (early, 1) if i < first else (late, lanes)
-            self.early = early
+            self.part, images = (self.early, 1) if i < first else (late, lanes)
             if entry.step.kind in (Kind.CONV, Kind.MAX_POOL):
                 self._lay_out_windowed(entry, images)
             elif entry.x is None:  # loading: whoever reads it chooses the grid
-                early.append(entry)
+                self.early.append(entry)
                 continue
             elif entry.x.grid is None:
                 entry.x.grid = best_grid(images, (entry.x.h, entry.x.w), (1, 1), (1, 1))
             self.part.append(entry)
-        self.entries = early + late
-        return len(early)
+        self.entries = self.early + late
+        return len(self.early)
 
     def _lay_out_windowed(self, entry: Entry, images: int) -> None:
         x, y, window = entry.x, entry.y, entry.window
