@@ -7,6 +7,7 @@ arena for as long as it is read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -70,7 +71,7 @@ class Pool:
         return torch.cat([torch.empty(0, dtype=self.dtype), *self.parts])
 
 
-class Builder:
+class Builder(ABC):
     """Makes a plan; what the layers of an element type mean is left to a class for each."""
 
     def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype, values: torch.dtype):
@@ -82,9 +83,9 @@ class Builder:
         self.copies: dict[tuple[Plane, Grid, Pair], Plane] = {}
         self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
 
+    @abstractmethod
     def walk(self) -> None:
         """Turn the body's layers into `entries`, and set `out`."""
-        raise NotImplementedError
 
     def module(self, node: fx.Node) -> nn.Module:
         return self.body.get_submodule(str(node.target))

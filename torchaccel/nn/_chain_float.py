@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
-from torchaccel.nn._chain_layout import Entry, Pair, Plane, Window
+from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
+from torchaccel.nn._weights import pair
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
@@ -23,8 +23,9 @@ def _word(value: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
-def _pair(size: Any) -> Pair:
-    return (size, size) if isinstance(size, int) else size
+def _window(m: SparseConv2d | DenseConv2d | nn.MaxPool2d) -> Window:
+    sizes = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    return Window(*(pair(type(m).__name__, name, getattr(m, name), least) for name, least in sizes))
 
 
 def _weight(m: SparseConv2d | DenseConv2d) -> tuple[Tensor, bool]:
@@ -51,7 +52,7 @@ class FloatBuilder(Builder):
 
     def conv(self, m: SparseConv2d | DenseConv2d, x: Plane, residual: Plane | None) -> Plane:
         require(m.in_channels == x.planes, "a convolution reads other channels")
-        window = Window(*(_pair(size) for size in (m.kernel_size, m.stride, m.padding, m.dilation)))
+        window = _window(m)
         entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0)
         step, y = entry.step, entry.y
         assert y is not None
@@ -70,7 +71,7 @@ class FloatBuilder(Builder):
         return y
 
     def max_pool(self, m: nn.MaxPool2d, x: Plane) -> Plane:
-        window = Window(*(_pair(size) for size in (m.kernel_size, m.stride, m.padding, m.dilation)))
+        window = _window(m)
         require(all(2 * p <= k for p, k in zip(window.padding, window.kernel, strict=True)), "too much padding")
         entry = self.windowed(Step(Kind.MAX_POOL), x, x.planes, window, 0)
         entry.step.blocks, entry.padding = len(window.taps()), _word(-torch.inf)
