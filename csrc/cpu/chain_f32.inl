@@ -3,8 +3,8 @@
 // A nonzero costs a broadcast of its weight and one multiply-add for each vector of the tile, whose operand comes
 // straight from the activation, aligned, wherever its column lies. Four output channels are computed together, to
 // overlap the latencies of their loads and sums. K goes in chunks whose inputs stay in L1; the sums of a slab of
-// channels wait in L2 meanwhile. Each step's offsets are read a step ahead: behind the loads of the vectors, which keep
-// both ports busy, they would come too late. Roofline: two loads a cycle. Sums are fused multiply-adds.
+// channels wait in L2 meanwhile. Each step's offsets are read two steps ahead: behind the loads of the vectors, which
+// keep both ports busy, they would come too late. Roofline: two loads a cycle. Sums are fused multiply-adds.
 #pragma once
 
 #include "epilogue.inl"
@@ -46,11 +46,12 @@ TORCHACCEL_INLINE void chain_multiply(const float* values, const int32_t* offset
     }
     return;
   }
-  ChainOffsets next = ChainOffsets::load(offsets);
+  ChainOffsets next = ChainOffsets::load(offsets), after = ChainOffsets::load(offsets + 4);
   for (int64_t i = 0; i < steps; ++i, values += 4) {
     const ChainOffsets here = next;
     offsets += 4;
-    next = ChainOffsets::load(offsets);
+    next = after;
+    after = ChainOffsets::load(offsets + 4);
     const Quad quad = quad_load(values);
     TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) {
       const uint8_t* from = x + here[row + r];

@@ -23,7 +23,7 @@ struct Layout {
     first = kAlign;
     group = first + aligned(w.slabs() * w.chunks() + 1);
     offsets = group + aligned(3 * w.groups);
-    values = offsets + aligned(((w.steps + 1) * w.offsets_a_step() + 1) / 2);
+    values = offsets + aligned(((w.steps + 2) * w.offsets_a_step() + 1) / 2);
     end = values + aligned(kGroupRows * w.steps);
   }
 };

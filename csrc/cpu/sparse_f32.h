@@ -24,7 +24,7 @@ struct SparseF32 {
   bool shared;              // all rows of a group have the same columns, and a step has one offset
   const int32_t* first;     // [slabs * chunks + 1]: the first group of each slab and chunk
   const int32_t* group;     // [groups][3]: first step, steps, and the rows in their slab, a byte each
-  const uint16_t* offsets;  // [steps][shared ? 1 : 4], bytes from the panel's row of zeros, and as many to read ahead
+  const uint16_t* offsets;  // [steps][shared ? 1 : 4], bytes from the panel's row of zeros, and two steps to read ahead
   const float* values;      // [steps][4]
 
   int64_t slabs() const { return (channels + kSlabRows - 1) / kSlabRows; }

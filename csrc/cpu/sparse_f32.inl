@@ -3,9 +3,9 @@
 // A nonzero costs a broadcast of its weight and one multiply-add for each vector of pixels, whose operand comes from a
 // panel in L1 (panel_f32.inl), wherever its column lies. Four output channels are computed together, to overlap the
 // latencies of their loads and sums; channels with as many nonzeros share a group, so that loops end where they are
-// predicted to. Each step's offsets are read a step ahead: behind the loads of the vectors, which keep both ports busy,
-// they would come too late. A deep K is taken in chunks, the sums of up to 1024 channels waiting in L2 meanwhile. Bias,
-// residual and activation are applied in registers where the output is contiguous; for channels_last the sums are
+// predicted to. Each step's offsets are read two steps ahead: behind the loads of the vectors, which keep both ports
+// busy, they would come too late. A deep K is taken in chunks, the sums of up to 1024 channels waiting in L2 meanwhile.
+// Bias, residual and activation are applied in registers where the output is contiguous; for channels_last the sums are
 // transposed first. Roofline: the two loads a cycle, 7 for 6 multiply-adds. Sums are fused multiply-adds in ascending
 // K, rounded once a product.
 #pragma once
@@ -28,12 +28,13 @@ TORCHACCEL_INLINE void multiply_group(const float* values, const uint16_t* offse
                                       const float* panel, F32 (&sums)[kRows][kVectors]) {
   constexpr int kOffsets = kShared ? 1 : kRows, kStep = kShared ? 1 : kGroupRows;
   const char* const data = reinterpret_cast<const char*>(panel);
-  uint64_t next = load_offsets<kOffsets>(offsets);
+  uint64_t next = load_offsets<kOffsets>(offsets), after = load_offsets<kOffsets>(offsets + kStep);
   for (int64_t i = 0; i < steps; ++i, values += kGroupRows) {
     const uint64_t word = next;
     offsets += kStep;
-    next = load_offsets<kOffsets>(offsets);
-    asm volatile("" : "+r"(next));  // keeps the load here
+    next = after;
+    after = load_offsets<kOffsets>(offsets + kStep);
+    asm volatile("" : "+r"(after));  // keeps the load here
     const Quad quad = quad_load(values);
     if (kShared) {
       const float* x = reinterpret_cast<const float*>(data + word);

@@ -21,7 +21,7 @@ LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""
 WASTE = 1.1
 """How many times the fewest vectors an output may take, so that its input need not be copied."""
-AHEAD = 4
+AHEAD = 8
 """Offsets that kernels read, and do not use, behind those of a step."""
 MOST_BYTES = 2**31
 """Offsets are kept in 32 bits."""
