@@ -5,6 +5,7 @@
 #include "chain_int8.inl"
 #include "chain_moves.inl"
 #include "chain_pool.inl"
+#include "chain_winograd.inl"
 
 static void chain(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   switch (static_cast<ChainKind>(s.kind)) {
@@ -22,6 +23,9 @@ static void chain(const ChainStep& s, const ChainData& d, int64_t begin, int64_t
       return chain_average_int8(s, d, begin, end);
     case ChainKind::kStore:
       return chain_store_int8(s, d, begin, end);
+    case ChainKind::kTransform:
+    case ChainKind::kWinograd:
+      return;  // float32 alone
   }
 }
 
@@ -41,5 +45,9 @@ static void chain_f32(const ChainStep& s, const ChainData& d, int64_t begin, int
       return chain_average_f32(s, d, begin, end);
     case ChainKind::kStore:
       return chain_store_f32(s, d, begin, end);
+    case ChainKind::kTransform:
+      return chain_transform(s, d, begin, end);
+    case ChainKind::kWinograd:
+      return chain_winograd(s, d, begin, end);
   }
 }

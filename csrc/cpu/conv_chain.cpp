@@ -36,14 +36,18 @@ int64_t tiles(const ChainStep& s) { return s.rows * ((s.columns + s.tile - 1) / 
 
 // Parts of a tile that are tasks of their own: planes, or slabs of channels.
 int64_t units(const Chain& chain, const ChainStep& s) {
-  return chain.floats ? (s.planes + kChainSlab - 1) / kChainSlab : s.planes;
+  const int64_t slab = static_cast<ChainKind>(s.kind) == ChainKind::kWinograd ? kChainWinogradSlab : kChainSlab;
+  return chain.floats ? (s.planes + slab - 1) / slab : s.planes;
 }
 
 // Tasks of a step, which threads take contiguous shares of.
 int64_t tasks(const Chain& chain, const ChainStep& s) {
   switch (static_cast<ChainKind>(s.kind)) {
     case ChainKind::kConv:
+    case ChainKind::kWinograd:
       return tiles(s) * units(chain, s);
+    case ChainKind::kTransform:
+      return s.planes * s.rows;
     case ChainKind::kStore:
       return chain.floats ? s.planes : s.h;
     default:
@@ -98,7 +102,8 @@ ChainData image(const Chain& chain, int64_t n, int64_t place, const Memory& memo
 // Whether a step takes the images one by one.
 bool by_image(const ChainStep& s) {
   const ChainKind kind = static_cast<ChainKind>(s.kind);
-  return kind != ChainKind::kHalo && kind != ChainKind::kConv && kind != ChainKind::kMaxPool;
+  return kind != ChainKind::kHalo && kind != ChainKind::kConv && kind != ChainKind::kMaxPool &&
+         kind != ChainKind::kTransform && kind != ChainKind::kWinograd;
 }
 
 // Units of a tile whose int8 weights stay in L2; slabs of float32 ones are read again for each tile, as their inputs

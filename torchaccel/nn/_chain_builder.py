@@ -204,13 +204,19 @@ class Builder(ABC):
                 vectors, lanes = y.around()
                 halos[y] = self.indices.keep(vectors), self.indices.keep(lanes), len(vectors)
             step.offsets, step.lanes, step.blocks = halos[y]
-        if step.kind in (Kind.CONV, Kind.MAX_POOL):
+        if step.kind == Kind.TRANSFORM:
+            assert x is not None
+            above, left = entry.window.taps()[0]
+            step.x += LINE * (above * x.pitch() + left)
+        if step.kind in (Kind.CONV, Kind.MAX_POOL, Kind.WINOGRAD):
             assert x is not None and y is not None
             step.x_down, step.x_across = (
                 LINE * s * p for s, p in zip(entry.window.stride, (x.pitch(), 1), strict=True)
             )
             around = [x, y] if residual is None else [x, y, residual]
-            if entry.window.stride == (1, 1) and all(p.pitch() == y.pitch() == step.columns for p in around):
+            if step.kind == Kind.WINOGRAD:  # its vectors are strips
+                step.columns, around = x.pitch(), [x]
+            if entry.window.stride == (1, 1) and all(p.pitch() == step.columns for p in around):
                 step.rows, step.columns = 1, step.rows * step.columns  # rows follow each other without gaps
             taps = torch.tensor([LINE * (r * x.pitch() + c) for r, c in entry.window.taps()])
             offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
