@@ -74,8 +74,9 @@ static_assert(kChainScratch >= kChainSlab * kChainTile * 64);
 // offset (one for all where they share it) and its value, [steps][4]. A channel that has fewer repeats an offset, with
 // the value 0.
 //
-// Winograd's weights: row_offsets [points + 1] are the first step of each point; offsets [steps]; values are for each
-// point [channels / 4][its steps][4]. A step is one input plane of the point, at one row of the kernel.
+// Winograd's weights are cut into points x chunks of K: row_offsets [points * chunks + 1] are the first step of each,
+// offsets [steps], and values for each [groups of four channels][its steps][4]. A step is one of the point's planes, at
+// one row of the kernel.
 struct ChainData {
   const void* values;  // int8 or float32
   const int32_t* indices;

@@ -14,8 +14,6 @@
 
 #include "chain_f32.inl"
 
-constexpr int kWinogradSteps = 90;  // of K at a time: inputs of a tile that stay in L1
-
 // The points of F(4, kTaps) are +-roots and infinity, and 0 where their number is even; those of
 // torchaccel/ops/_winograd.py.
 template <int kTaps>
@@ -119,26 +117,22 @@ static void winograd_multiply(const ChainStep& s, const ChainData& d, int64_t sl
   const int64_t groups = (s.planes + 3) / 4, first_group = slab * kChainWinogradSlab / 4;
   const int64_t slab_end = first_group + kChainWinogradSlab / 4, end_group = slab_end < groups ? slab_end : groups;
   const int32_t* first = d.indices + s.row_offsets;
-  for (int64_t p = 0; p < s.points; ++p) {
-    const int64_t steps = first[p + 1] - first[p], chunks = (steps + kWinogradSteps - 1) / kWinogradSteps;
-    const float* values = static_cast<const float*>(d.values) + s.values + 4 * groups * first[p];
-    float* sums_of_point = d.sums + 16 * V * kChainWinogradSlab * p;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t begin = steps * chunk / chunks, end = steps * (chunk + 1) / chunks;
-      const int32_t* offsets = d.indices + s.offsets + first[p] + begin;
-      for (int64_t g = first_group; g < end_group; ++g) {
-        for (int row = 0; row < 4; row += kRowsAtOnce) {
-          float* at = sums_of_point + 16 * V * (4 * (g - first_group) + row);
-          F32 sums[kRowsAtOnce][V];
-          TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
-            TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
-                chunk == 0 ? f32_splat(0.0f) : f32_load(at + 16 * (V * r + v));
-          }
-          chain_multiply<kRowsAtOnce, V, 64, true>(values + 4 * (g * steps + begin), offsets, end - begin, row, x,
-                                                   sums);
-          TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
-            TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) f32_store(at + 16 * (V * r + v), sums[r][v]);
-          }
+  for (int64_t part = 0; part < s.points * s.chunks; ++part) {
+    const int64_t steps = first[part + 1] - first[part];
+    const float* values = static_cast<const float*>(d.values) + s.values + 4 * groups * first[part];
+    const int32_t* offsets = d.indices + s.offsets + first[part];
+    float* sums_of_point = d.sums + 16 * V * kChainWinogradSlab * (part / s.chunks);
+    for (int64_t g = first_group; g < end_group; ++g) {
+      for (int row = 0; row < 4; row += kRowsAtOnce) {
+        float* at = sums_of_point + 16 * V * (4 * (g - first_group) + row);
+        F32 sums[kRowsAtOnce][V];
+        TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
+          TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
+              part % s.chunks == 0 ? f32_splat(0.0f) : f32_load(at + 16 * (V * r + v));
+        }
+        chain_multiply<kRowsAtOnce, V, 64, true>(values + 4 * g * steps, offsets, steps, row, x, sums);
+        TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
+          TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) f32_store(at + 16 * (V * r + v), sums[r][v]);
         }
       }
     }

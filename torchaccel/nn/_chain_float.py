@@ -95,14 +95,14 @@ class FloatBuilder(Builder):
         x, y, window, step = entry.x, entry.y, entry.window, entry.step
         assert x is not None and y is not None and y.grid is not None
         weights = winograd.transformed(m.weight.detach(), window)
-        phases, points = window.stride[1], len(weights.first) - 1
+        phases, points = window.stride[1], winograd.points(window)
         reads = (y.grid.block_h - 1) * window.stride[0] + window.reach()[0] + 1
         of_points = Plane(points * phases * x.planes, x.h, x.w)
         of_points.grid = y.grid._replace(block_h=reads, block_w=winograd.strips(y.grid))
         width = (y.grid.block_w - 1) * phases + window.kernel[1]
         transform = Step(Kind.TRANSFORM, planes=x.planes, w=width, stride_w=phases, points=points)
         self.part.append(Entry(transform, x, of_points, window=window))
-        step.kind, step.points, entry.columns = Kind.WINOGRAD, points, weights.columns
+        step.kind, step.points, step.chunks, entry.columns = Kind.WINOGRAD, points, weights.chunks, weights.columns
         step.values, step.row_offsets = self.values.keep(weights.values), self.indices.keep(weights.first)
         entry.x = of_points
         entry.window = Window((window.kernel[0], 1), (window.stride[0], 1), dilation=(window.dilation[0], 1))

@@ -16,14 +16,17 @@ LEAST_DEPTH, LEAST_CHANNELS = 20, 16
 """Rows of input that an output sums up, and output channels, for which transforms are worth it."""
 _MOST_PRODUCTS = 0.7
 """Of those of the direct form; what is left is for the transforms."""
+_CHUNK = 90
+"""Steps whose inputs stay in L1 beside their sums."""
 
 
 class Weights(NamedTuple):
     """Of a layer at each point, as csrc/cpu/chain.h has them."""
 
-    values: Tensor  # of each point [ceil(O / GROUP), steps, GROUP]
+    values: Tensor  # of each chunk of each point [ceil(O / GROUP), steps, GROUP]
     columns: Tensor  # [steps] of [rows of the kernel, planes]
-    first: Tensor  # [points + 1]
+    first: Tensor  # [points * chunks + 1]
+    chunks: int
 
 
 def taps(window: Window) -> int:
@@ -31,12 +34,13 @@ def taps(window: Window) -> int:
     return -(-window.kernel[1] // window.stride[1])
 
 
-def _products(window: Window) -> int:
-    """Of a strip, for a row of the kernel."""
-    points = taps(window) + OUTPUTS - 1
-    phases = window.stride[1]
-    shorter = (-window.kernel[1]) % phases  # which need no point at infinity
-    return phases * points - shorter
+def points(window: Window) -> int:
+    return taps(window) + OUTPUTS - 1
+
+
+def _shorter(window: Window) -> int:
+    """Of those kernels, the shorter ones, which need no point at infinity."""
+    return -window.kernel[1] % window.stride[1]
 
 
 def fits(weight: Tensor, window: Window) -> bool:
@@ -52,24 +56,25 @@ def strips(grid: Grid) -> int:
 
 def saves(window: Window, grid: Grid) -> bool:
     """Whether blocks of outputs take few enough products."""
-    return strips(grid) * _products(window) <= _MOST_PRODUCTS * grid.block_w * window.kernel[1]
+    products = window.stride[1] * points(window) - _shorter(window)  # of a strip, for a row of the kernel
+    return strips(grid) * products <= _MOST_PRODUCTS * grid.block_w * window.kernel[1]
 
 
 def transformed(weight: Tensor, window: Window) -> Weights:
     """The weights [O, C, kh, kw] at the points of the input's planes [points, phases, C]."""
     o, c, kh, kw = weight.shape
-    phases, longest = window.stride[1], taps(window)
-    points = longest + OUTPUTS - 1
+    phases, longest, n = window.stride[1], taps(window), points(window)
     padded = F.pad(weight.double(), (0, phases * longest - kw, 0, 0, 0, 0, 0, -o % GROUP))
     by_phase = padded.unflatten(3, (longest, phases))  # [O, C, kh, taps, phases]
     at_points = torch.einsum("nt,ocrtf->nofcr", matrices(longest)[2], by_phase)
-    planes = torch.arange(points * phases * c).view(points, phases, c, 1)
+    planes = torch.arange(n * phases * c).view(n, phases, c, 1)
     columns = torch.arange(kh) * planes.numel() + planes
+    chunks = -(-phases * c * kh // _CHUNK)
     values, read = list[Tensor](), list[Tensor]()
-    for p in range(points):
-        needed = phases if p < points - 1 else phases - (-kw) % phases
-        steps = at_points[p, :, :needed].reshape(-1, GROUP, needed * c * kh)
-        values.append(steps.transpose(1, 2).flatten())
-        read.append(columns[p, :needed].flatten())
+    for p in range(n):
+        needed = phases if p < n - 1 else phases - _shorter(window)
+        steps = at_points[p, :, :needed].reshape(-1, GROUP, needed * c * kh).transpose(1, 2)
+        values += [chunk.flatten() for chunk in steps.tensor_split(chunks, 1)]
+        read += columns[p, :needed].flatten().tensor_split(chunks)
     first = torch.tensor([0, *map(len, read)]).cumsum(0)
-    return Weights(torch.cat(values).float(), torch.cat(read), first)
+    return Weights(torch.cat(values).float(), torch.cat(read), first, chunks)

@@ -249,14 +249,14 @@ class _Machine:
     def winograd(self, s: Step) -> None:
         a, _, _ = _winograd.matrices(s.points - _winograd.OUTPUTS + 1)
         at = self._grid(s.x, (s.rows, s.x_down), (s.columns, s.x_across), (LANES, 4)).unsqueeze(-1)
-        bounds = self.indices[s.row_offsets : s.row_offsets + s.points + 1].tolist()
+        bounds = self.indices[s.row_offsets : s.row_offsets + s.points * s.chunks + 1].tolist()
         groups, sums = -(-s.planes // 4), []
         for first, end in itertools.pairwise(bounds):
             values = self.values[s.values + 4 * groups * first : s.values + 4 * groups * end].view(groups, -1, 4)
             weight = values.transpose(1, 2).flatten(0, 1)[: s.planes]
             x = self.places[at + self.indices[s.offsets + first : s.offsets + end] // 4].squeeze(-1)
             sums.append(x.double() @ weight.double().T)
-        y = torch.einsum("ip,prclo->orcil", a.to(at.device), torch.stack(sums))
+        y = torch.einsum("ip,pqrclo->orcil", a.to(at.device), torch.stack(sums).unflatten(0, (s.points, s.chunks)))
         y = y.reshape(s.planes, -1, s.x_pitch // (4 * LANES) * _winograd.OUTPUTS, LANES)[:, :, : s.y_block_w]
         y = y + self.floats[s.floats + 2 : s.floats + 2 + s.planes].view(-1, 1, 1, 1)
         block = replace(s, rows=s.y_block_h, columns=s.y_block_w)
