@@ -13,7 +13,7 @@ from tests.nn.chain_bodies import by_reference, images, laid_out, running_on
 from tests.nn.chain_recipes import Layer, Recipe
 from tests.nn.float_bodies import expected, make, recipes, spoil
 from torchaccel import _native
-from torchaccel.nn import ConvChain, _chain_builder
+from torchaccel.nn import ConvChain, _chain_builder, _chain_winograd
 from torchaccel.nn.conv_chain import TOGETHER
 from torchaccel.ops.conv_chain import SLAB
 
@@ -29,7 +29,8 @@ ISAS = _native.isas_available() or ("reference",)
 def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: str, finite: bool) -> None:
     body, x = make(recipe), images(recipe, n)
     x = x if finite else spoil(x, recipe.seed)
-    with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad():
+    small = mock.patch.multiple(_chain_winograd, LEAST_DEPTH=1, LEAST_CHANNELS=1)
+    with mock.patch.object(_chain_builder, "LATE_BYTES", late), small, torch.no_grad():
         chain, wanted = ConvChain(body), expected(body, x)
         wanted.check(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER[torch.float32])))
         for isa in ISAS:
