@@ -1,11 +1,12 @@
 // Dense float32 convolutions of a chain with half the multiplications: Toom-Cook along rows, F(4, 3) and F(4, 4).
 //
-// Four neighbouring outputs of a row, a strip, are made from 6 or 7 inputs a row and channel, as products of polynomials
-// are, by their values at 6 or 7 points: inputs are transformed once, by a step of its own, weights when the plan is
-// made, and sums over channels and rows are transformed back. A layer of stride 2 is the sum of two, of its even columns
-// and its odd ones, whose shorter kernel needs no point at infinity: 7 + 6 products for 28 of a 7x7 kernel's row. In the
-// layout of chains a neighbour is another vector, so all transforms are sums of whole vectors. For each point four
-// channels by a tile of strips are multiplied as chain_f32.inl does, to the same roofline; a slab's sums wait in L2.
+// Four neighbouring outputs of a row, a strip, are made from 6 or 7 inputs a row and channel, as products of
+// polynomials are, by their values at 6 or 7 points: inputs are transformed once, by a step of its own, weights when
+// the plan is made, and sums over channels and rows are transformed back. A layer of stride 2 is the sum of two, of its
+// even columns and its odd ones, whose shorter kernel needs no point at infinity: 7 + 6 products for 28 of a 7x7
+// kernel's row. In the layout of chains a neighbour is another vector, so all transforms are sums of whole vectors. For
+// each point four channels by a tile of strips are multiplied as chain_f32.inl does, to the same roofline; a slab's
+// sums wait in L2.
 //
 // Errors are as small as those of sums over all inputs of a strip; what is not finite spreads over the strip.
 // Winograd, "Arithmetic Complexity of Computations", 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural
@@ -153,7 +154,8 @@ static void winograd_finish(const ChainStep& s, const ChainData& d, int64_t slab
       winograd_output<kTaps>(d.sums + 16 * (V * (channel - begin) + v), 16 * V * kChainWinogradSlab,
                              f32_splat(bias[channel]), y);
       uint8_t* to = d.arena + s.y + channel * s.y_plane + row * s.y_pitch + 64 * column;
-      const uint8_t* residual = d.arena + s.residual + channel * s.residual_plane + row * s.residual_pitch + 64 * column;
+      const uint8_t* residual =
+          d.arena + s.residual + channel * s.residual_plane + row * s.residual_pitch + 64 * column;
       const int64_t count = s.y_grid.block_w - column;
       TORCHACCEL_UNROLL for (int i = 0; i < 4; ++i) {
         if (i >= count) continue;

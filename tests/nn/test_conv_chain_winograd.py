@@ -11,8 +11,8 @@ from tests.nn.chain_bodies import Layer, Recipe, by_reference, images, running_o
 from tests.nn.float_bodies import expected, make
 from torchaccel import _native
 from torchaccel.nn import ConvChain, SparseConv2d
-from torchaccel.nn._chain_winograd import fits
 from torchaccel.nn._chain_layout import Window
+from torchaccel.nn._chain_winograd import fits
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.ops._winograd import matrices
 from torchaccel.ops.conv_chain import WINOGRAD_SLAB, Kind

@@ -1,18 +1,19 @@
-"""The matrices of Winograd's and Toom-Cook's convolution: y = A ((G w) * (B x)), as polynomials are multiplied by points.
+"""The matrices of Winograd's and Toom-Cook's convolution: y = A ((G w) * (B x)), as polynomials are multiplied.
 
-Source: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks", 2015; small points that are powers of two apart: Barabasz et al., "Error Analysis and Improving the Accuracy of
-Winograd Convolution for Deep Neural Networks", 2020.
+Source: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin and Gray, "Fast Algorithms for Convolutional
+Neural Networks", 2015.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 OUTPUTS = 4
 """Of a strip, which are made together."""
 _ROOTS = {3: (0.75, 1.5), 4: (0.375, 0.875, 1.75)}
+"""By taps: of the eighths below 2, those with the smallest errors."""
 
 
 def matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,7 +30,7 @@ def matrices(taps: int) -> tuple[Tensor, Tensor, Tensor]:
         others = torch.cat([points[:i], points[i + 1 :]])
         polynomial = torch.ones(1).double()
         for point in others:  # times (t - point)
-            polynomial = torch.nn.functional.pad(polynomial, (1, 0)) - point * torch.nn.functional.pad(polynomial, (0, 1))
+            polynomial = F.pad(polynomial, (1, 0)) - point * F.pad(polynomial, (0, 1))
         b[i, : len(polynomial)] = polynomial
         if i < n - 1:
             g[i] = points[i] ** torch.arange(taps) / (points[i] - others).prod()
