@@ -79,18 +79,6 @@ static void chain_groups(const ChainStep& step, const ChainData& data, const Cha
     const int32_t* offsets = d.indices + s.offsets + (kShared ? 1 : 4) * int64_t{group[0]};
     for (int row = 0; row < 4; row += kRowsAtOnce) {
       if (row > 0 && channels[row] == channels[row - 1]) break;  // a repeated channel is done
-      if (ends) {                                                // comes from afar, while the products are summed
-        TORCHACCEL_UNROLL
-        for (int r = 0; r < kRowsAtOnce; ++r) {
-          const uint8_t* y = t.y + channels[row + r] * s.y_plane;
-          const uint8_t* residual = t.residual + channels[row + r] * s.residual_plane;
-          TORCHACCEL_UNROLL
-          for (int v = 0; v < V; ++v) {
-            __builtin_prefetch(y + 64 * v, 1);
-            if (t.residual != nullptr) __builtin_prefetch(residual + 64 * v);
-          }
-        }
-      }
       F32 sums[kRowsAtOnce][V];
       TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
         const float* before = d.sums + 16 * V * (channels[row + r] - t.slab * kChainSlab);

@@ -188,16 +188,16 @@ class Builder(ABC):
         step, x, y, residual = entry.step, entry.x, entry.y, entry.residual
         if x is not None:
             assert x.grid is not None
-            step.x, step.x_plane, step.x_pitch = x.first(), x.plane_bytes(), LINE * x.pitch()
+            step.x, step.x_plane, step.x_pitch = x.first(), x.plane_bytes(), x.row_bytes()
             step.x_images, step.x_grid_h, step.x_grid_w, step.x_block_h, step.x_block_w = x.grid
         if y is not None:
             assert y.grid is not None
-            step.y, step.y_plane, step.y_pitch = y.first(), y.plane_bytes(), LINE * y.pitch()
+            step.y, step.y_plane, step.y_pitch = y.first(), y.plane_bytes(), y.row_bytes()
             step.y_images, step.y_grid_h, step.y_grid_w, step.y_block_h, step.y_block_w = y.grid
             step.rows, step.columns = y.grid.block_h, y.grid.block_w
         if residual is not None:
             step.residual, step.residual_plane = residual.first(), residual.plane_bytes()
-            step.residual_pitch = LINE * residual.pitch()
+            step.residual_pitch = residual.row_bytes()
         if step.kind == Kind.HALO:
             assert y is not None
             if y not in halos:
@@ -207,20 +207,17 @@ class Builder(ABC):
         if step.kind == Kind.TRANSFORM:
             assert x is not None
             above, left = entry.window.taps()[0]
-            step.x += LINE * (above * x.pitch() + left)
+            step.x += above * x.row_bytes() + left * LINE
         if step.kind in (Kind.CONV, Kind.MAX_POOL, Kind.WINOGRAD):
             assert x is not None and y is not None
-            step.x_down, step.x_across = (
-                LINE * s * p for s, p in zip(entry.window.stride, (x.pitch(), 1), strict=True)
-            )
-            around = [x, y] if residual is None else [x, y, residual]
-            if step.kind == Kind.WINOGRAD:  # its vectors are strips
-                step.columns, around = x.pitch(), [x]
-            if entry.window.stride == (1, 1) and all(p.pitch() == step.columns for p in around):
-                step.rows, step.columns = 1, step.rows * step.columns  # rows follow each other without gaps
-            taps = torch.tensor([LINE * (r * x.pitch() + c) for r, c in entry.window.taps()])
+            step.x_down, step.x_across = entry.window.stride[0] * x.row_bytes(), entry.window.stride[1] * LINE
+            taps = torch.tensor([r * x.row_bytes() + c * LINE for r, c in entry.window.taps()])
             offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
             step.offsets = self.indices.keep(F.pad(offsets, (0, AHEAD)))
+            if step.kind == Kind.WINOGRAD:
+                step.columns = x.pitch()  # strips, whose rows follow each other without gaps
+                if entry.window.stride[0] == 1:
+                    step.rows, step.columns = 1, step.rows * step.columns
 
     def build(self, lanes: int) -> Plan:
         self.walk()

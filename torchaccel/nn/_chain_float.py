@@ -97,8 +97,8 @@ class FloatBuilder(Builder):
         weights = winograd.transformed(m.weight.detach(), window)
         phases, points = window.stride[1], winograd.points(window)
         reads = (y.grid.block_h - 1) * window.stride[0] + window.reach()[0] + 1
-        of_points = Plane(points * phases * x.planes, x.h, x.w)
-        of_points.grid = y.grid._replace(block_h=reads, block_w=winograd.strips(y.grid))
+        grid = y.grid._replace(block_h=reads, block_w=winograd.strips(y.grid))
+        of_points = winograd.Points(points * phases * x.planes, x.h, x.w, grid=grid)
         width = (y.grid.block_w - 1) * phases + window.kernel[1]
         transform = Step(Kind.TRANSFORM, planes=x.planes, w=width, stride_w=phases, points=points)
         self.part.append(Entry(transform, x, of_points, window=window))

@@ -80,7 +80,7 @@ def best_grid(images: int, y: Pair, x: Pair, stride: Pair) -> Grid:
 
 @dataclass(eq=False)
 class Plane:
-    """An activation: [planes][rows][pitch] vectors, of which the blocks' own pixels are a part."""
+    """An activation: [rows][planes][pitch] vectors, of which the blocks' own pixels are a part."""
 
     planes: int
     h: int
@@ -106,12 +106,18 @@ class Plane:
 
     def first(self) -> int:
         """Where the first pixel of the first block lies."""
-        return self.at + LINE * (self.halo[0] * self.pitch() + self.halo[2])
+        return self.at + self.halo[0] * self.row_bytes() + LINE * self.halo[2]
 
     def plane_bytes(self) -> int:
-        """An odd number of cache lines, so that planes spread over the cache's sets."""
+        """From a row of a plane to that of the next: an odd number of cache lines, so that they spread over its sets."""
+        return (self.pitch() | 1) * LINE
+
+    def row_bytes(self) -> int:
+        return self.planes * self.plane_bytes()
+
+    def nbytes(self) -> int:
         assert self.grid is not None
-        return (((self.halo[0] + self.grid.block_h + self.halo[1]) * self.pitch()) | 1) * LINE
+        return (self.halo[0] + self.grid.block_h + self.halo[1]) * self.row_bytes()
 
     def around(self) -> tuple[Tensor, Tensor]:
         """The vectors of a halo [vectors, 3]: where each goes, where it comes from, which row of lanes it takes; and
@@ -130,8 +136,8 @@ class Plane:
                     continue
                 lane = first + y.div(bh, rounding_mode="floor") * gw + x.div(bw, rounding_mode="floor")
                 row = (*torch.where(there, lane, -1).tolist(), *[-1] * (LANES - len(lanes)))
-                source = r % bh * self.pitch() + c % bw
-                vectors.append((LINE * (r * self.pitch() + c), LINE * source, rows.setdefault(row, len(rows))))
+                source = r % bh * self.row_bytes() + c % bw * LINE
+                vectors.append((r * self.row_bytes() + c * LINE, source, rows.setdefault(row, len(rows))))
         return torch.tensor(vectors), torch.tensor(list(rows))
 
 
@@ -157,8 +163,8 @@ class Entry:
 def fit(planes: list[Plane]) -> int:
     """First fit, by when each activation is written first and read last; returns where the last one ends."""
     placed: list[tuple[int, int, Plane]] = []
-    for plane in sorted(planes, key=lambda p: -p.planes * p.plane_bytes()):
-        size, at = plane.planes * plane.plane_bytes(), 0
+    for plane in sorted(planes, key=lambda p: -p.nbytes()):
+        size, at = plane.nbytes(), 0
         for begin, end, other in sorted(placed, key=lambda p: p[0]):
             apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
             if not apart and at < end and begin < at + size:

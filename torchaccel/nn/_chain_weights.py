@@ -41,7 +41,7 @@ def blocks_of_4(weight: Tensor) -> Tensor:
 def _chunk_channels(weight: Tensor, window: Window) -> int:
     """Input channels of a chunk: what a tile reads of them stays in L1, if they are worth it."""
     channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-    across = (TILE - 1) * window.stride[1] + window.reach()[1] + 1
+    across = TILE if window.kernel[1] == 1 else (TILE - 1) * window.stride[1] + window.reach()[1] + 1
     fitting = _TILE_BYTES // (window.kernel[0] * across * LINE)
     density = max(float(weight.count_nonzero()) / weight.numel(), 1e-9)
     least = min(int(_LEAST_STEPS / (density * taps)), channels)
