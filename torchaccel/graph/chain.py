@@ -55,7 +55,7 @@ def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Co
 
 
 def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[list[fx.Node]]:
-    """The runs of layers that could be chains, each with two convolutions at least.
+    """The runs of layers that could be chains, each with a convolution at least, or two in int8.
 
     Args:
         graph: connected.
@@ -69,7 +69,8 @@ def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[li
         if node in taken or not starts or not _joins(graph, node, names):
             continue
         run = _grow(graph, node, [n for n in nodes[i + 1 :] if n not in taken], names)
-        if sum(isinstance(module_of(graph, n), _CONVOLUTIONS) for n in run) >= 2:
+        least = 1 if in_float(module_of(graph, node)) else 2
+        if sum(isinstance(module_of(graph, n), _CONVOLUTIONS) for n in run) >= least:
             found.append(run)
             taken.update(run)
     return found
