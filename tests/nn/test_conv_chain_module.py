@@ -124,11 +124,11 @@ def test_float_layers_take_an_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_float_layers_take_any_layout_and_give_what_is_contiguous(layout: torch.memory_format) -> None:
+def test_float_layers_take_any_layout_and_give_it_back(layout: torch.memory_format) -> None:
     recipe = replace(SPARSE, average=None)
     chain, x = ConvChain(float_bodies.make(recipe)), images(recipe, 3)
     y = chain(x.to(memory_format=layout))
-    assert y.is_contiguous() and torch.equal(y, chain(x))
+    assert y.is_contiguous(memory_format=layout) and torch.equal(y, chain(x))
     same(chain, x)
 
 

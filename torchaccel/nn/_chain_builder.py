@@ -123,7 +123,9 @@ class Builder(ABC):
             elif entry.x.grid is None:
                 entry.x.grid = best_grid(images, (entry.x.h, entry.x.w), (1, 1), (1, 1))
             self.part.append(entry)
-        self.entries = self.early + late
+        wide = [entry for entry in self.early if entry.x is None and entry.y.grid.images > 1]  # type: ignore[union-attr]
+        self.early = [entry for entry in self.early if entry not in wide]
+        self.entries = self.early + wide + late
         return len(self.early)
 
     def _best_grid(self, entry: Entry, images: int) -> Grid:
