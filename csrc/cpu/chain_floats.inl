@@ -52,8 +52,21 @@ TORCHACCEL_INLINE void chain_tile(const ChainFloats& x, const void* in, int64_t 
   transpose16(lanes, static_cast<int>(wide), 0, y, stride);
 }
 
+// Whether a vector is a row of the tensor outside: what layers without neighbours are given.
+TORCHACCEL_INLINE bool chain_is_row(const ChainStep& s, const ChainGrid& grid, const ChainData& d) {
+  return !d.nhwc && grid.grid_w == 16 && s.w == 16;
+}
+
 // Planes [begin, end) of floats.
 static void chain_load_floats(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+  if (chain_is_row(s, s.y_grid, d)) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const float* in = static_cast<const float*>(d.in) + plane * s.h * 16;
+      uint8_t* y = d.arena + s.y + plane * s.y_plane;
+      for (int64_t row = 0; row < s.h; ++row) memcpy(y + row * s.y_pitch, in + 16 * row, 64);
+    }
+    return;
+  }
   const ChainFloats x(s, s.y_grid, d);
   const int64_t across = s.y_grid.block_w;
   for (int64_t plane = begin; plane < end; plane += x.planes) {
@@ -118,6 +131,14 @@ TORCHACCEL_INLINE void chain_copy(float* to, const float* from, int64_t count) {
 
 // Planes [begin, end) to the tensor outside.
 static void chain_store_floats(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+  if (chain_is_row(s, s.x_grid, d)) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      float* out = static_cast<float*>(d.out) + plane * s.h * 16;
+      const uint8_t* x = d.arena + s.x + plane * s.x_plane;
+      for (int64_t row = 0; row < s.h; ++row) memcpy(out + 16 * row, x + row * s.x_pitch, 64);
+    }
+    return;
+  }
   const ChainFloats y(s, s.x_grid, d);
   const int64_t across = s.x_grid.block_w;
   alignas(64) float tile[16][16];  // [lane][neighbour]
