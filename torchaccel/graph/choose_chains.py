@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,8 +45,10 @@ def _faster_alone(
     chains = {str(node.target): chain_of(graph, [node]) for (node,) in found}
     faster = []
     for name, args in arguments(now, chains, inputs).items():
-        if _faster(partial(now.get_submodule(name), *args), partial(chains[name], *args), _LEAST_BUDGET_S):
-            faster.append(name)
+        steps = partial(now.get_submodule(name), *args), partial(chains[name], *args)
+        with contextlib.suppress(ValueError):  # it refuses what it is handed
+            if _faster(*steps, _LEAST_BUDGET_S):
+                faster.append(name)
     return faster
 
 
@@ -79,9 +82,9 @@ def choose_chains(
         return chosen, list(choices), chained
     forms = {name: winners.get(name, among[0]) for name, among in alternatives.items() if among}
     able = {name: form for name, form in forms.items() if takes(form, connected=False)}
-    dense = {name: m for name, m in model.named_modules() if isinstance(m, DenseConv2d) and name not in forms}
-    held = able | dense
     by_name = {choice.name: choice for choice in choices}
+    dense = {name: model.get_submodule(name) for name in by_name.keys() - forms.keys()}
+    held = able | {name: layer for name, layer in dense.items() if isinstance(layer, DenseConv2d)}
 
     def trials(names: Collection[str]) -> list[_Trial]:
         whole = assemble(model, chosen | able)
@@ -115,10 +118,11 @@ def choose_chains(
         now, chosen, chained = tried, with_run, chained | trial.names
         for name in trial.names:
             words = f"{trial.words}, {result.speedup:.2f}x the model without it"
-            by_name[name] = _in_chain(by_name[name], held[name], words, name in winners)
+            by_name[name] = _in_chain(by_name[name], held[name], words, name in winners, name in able)
     return chosen, [by_name[choice.name] for choice in choices], chained
 
 
-def _in_chain(choice: Choice, form: nn.Module, words: str, won: bool) -> Choice:
-    alone = choice.reason if won else f"alone {choice.reason.removeprefix('kept dense: ')}"
-    return replace(choice, chosen=kind(form), reason=f"{words}; {alone}")
+def _in_chain(choice: Choice, form: nn.Module, words: str, won: bool, exchanged: bool) -> Choice:
+    before = choice.reason if won else choice.reason.removeprefix("kept dense: ")
+    alone = "alone " if exchanged and not won else ""
+    return replace(choice, chosen=kind(form), reason=f"{words}; {alone}{before}")
