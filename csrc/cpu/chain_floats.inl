@@ -13,10 +13,8 @@ struct ChainFloats {
   int64_t planes, columns;              // of a tile: up to 16 of one, and one of the other
   int64_t channel, row, column, count;  // from one to the next; all there are
   int64_t h, w;
-  int64_t lanes, last;  // that exist, and how far the first pixel of any is at most
-  struct Lane {
-    int64_t at, row, column;  // of its first pixel; those that do not exist repeat the first one
-  } lane[16];
+  int64_t lanes, last;                       // that exist, and how far the first pixel of any is at most
+  int64_t at[16], rows[16], columns_of[16];  // of a lane's first pixel; those that do not exist repeat the first one
 
   ChainFloats(const ChainStep& s, const ChainGrid& grid, const ChainData& d) : h(s.h), w(s.w), last(0) {
     planes = d.nhwc ? 16 : 1, columns = d.nhwc ? 1 : 16;
@@ -27,29 +25,35 @@ struct ChainFloats {
     count = d.images * image;
     lanes = d.images * blocks;
     for (int64_t i = 0; i < 16; ++i) {
-      const int64_t n = i < lanes ? i : 0, y = n % blocks / grid.grid_w * grid.block_h;
-      const int64_t x = n % grid.grid_w * grid.block_w;
-      lane[i] = {n / blocks * image + y * row + x * column, y, x};
-      last = lane[i].at > last ? lane[i].at : last;
+      const int64_t lane = i < lanes ? i : 0;
+      rows[i] = lane % blocks / grid.grid_w * grid.block_h;
+      columns_of[i] = lane % grid.grid_w * grid.block_w;
+      at[i] = lane / blocks * image + rows[i] * row + columns_of[i] * column;
+      last = at[i] > last ? at[i] : last;
     }
   }
 };
 
-// y[k * stride ...] = the floats `from + k` of all lanes, k < wide.
+// y[k * stride ...] = the k-th floats from `at` on, k < wide. A function, so that registers hold the tile alone.
+static __attribute__((noinline)) void chain_gather(const float* from, const int64_t* at, int64_t wide, uint8_t* y,
+                                                   int64_t stride) {
+  const uint8_t* lanes[16];
+  for (int64_t i = 0; i < 16; ++i) lanes[i] = reinterpret_cast<const uint8_t*>(from + at[i]);
+  transpose16(lanes, static_cast<int>(wide), 0, y, stride);
+}
+
+// The same of all lanes, from `from` on; nothing behind the tensor is read.
 TORCHACCEL_INLINE void chain_tile(const ChainFloats& x, const void* in, int64_t from, int64_t wide, uint8_t* y,
                                   int64_t stride) {
   const float* floats = static_cast<const float*>(in) + from;
-  const uint8_t* lanes[16];
-  float held[16][16];
-  for (int64_t i = 0; i < 16; ++i) lanes[i] = reinterpret_cast<const uint8_t*>(floats + x.lane[i].at);
-  if (from + x.last + wide > x.count) {  // the tensor ends in between
-    for (int64_t i = 0; i < 16; ++i) {
-      const int64_t left = x.count - from - x.lane[i].at;
-      for (int64_t k = 0; k < wide; ++k) held[i][k] = k < left ? floats[x.lane[i].at + k] : 0;
-      lanes[i] = reinterpret_cast<const uint8_t*>(held[i]);
-    }
+  if (from + x.last + wide <= x.count) return chain_gather(floats, x.at, wide, y, stride);
+  float held[16 * 16];
+  int64_t at[16];
+  for (int64_t i = 0; i < 16; ++i) {
+    at[i] = 16 * i;
+    for (int64_t k = 0; k < wide; ++k) held[16 * i + k] = from + x.at[i] + k < x.count ? floats[x.at[i] + k] : 0;
   }
-  transpose16(lanes, static_cast<int>(wide), 0, y, stride);
+  chain_gather(held, at, wide, y, stride);
 }
 
 // Whether a vector is a row of the tensor outside: what layers without neighbours are given.
@@ -114,19 +118,12 @@ static void chain_load_quantized(const ChainStep& s, const ChainData& d, int64_t
   }
 }
 
-// `count` floats, up to 16, from a row of 16.
-TORCHACCEL_INLINE void chain_copy(float* to, const float* from, int64_t count) {
-  if (count == 16) {
-    memcpy(to, from, 64);
-  } else if (count >= 8) {  // two parts that overlap
-    memcpy(to, from, 32);
-    memcpy(to + count - 8, from + count - 8, 32);
-  } else if (count >= 4) {
-    memcpy(to, from, 16);
-    memcpy(to + count - 4, from + count - 4, 16);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-  }
+// Lane i of `wide` vectors to `at[i]`, counts[i] floats.
+static __attribute__((noinline)) void chain_scatter(const uint8_t* x, int64_t stride, int64_t wide, float* to,
+                                                    const int64_t* at, const int64_t* counts) {
+  const uint8_t* vectors[16];
+  for (int64_t k = 0; k < 16; ++k) vectors[k] = x + (k < wide ? k : 0) * stride;
+  scatter16(vectors, wide, to, at, counts);
 }
 
 // Planes [begin, end) to the tensor outside.
@@ -141,20 +138,17 @@ static void chain_store_floats(const ChainStep& s, const ChainData& d, int64_t b
   }
   const ChainFloats y(s, s.x_grid, d);
   const int64_t across = s.x_grid.block_w;
-  alignas(64) float tile[16][16];  // [lane][neighbour]
   for (int64_t plane = begin; plane < end; plane += y.planes) {
     for (int64_t row = 0; row < s.x_grid.block_h && row < s.h; ++row) {
       for (int64_t column = 0; column < across && column < s.w; column += y.columns) {
         const int64_t left = d.nhwc ? end - plane : across - column, wide = left < 16 ? left : 16;
-        const uint8_t* x = d.arena + s.x + plane * s.x_plane + row * s.x_pitch + 64 * column;
-        const uint8_t* vectors[16];
-        for (int64_t k = 0; k < 16; ++k) vectors[k] = x + (k < wide ? k : 0) * (d.nhwc ? s.x_plane : 64);
-        transpose16(vectors, 16, 0, reinterpret_cast<uint8_t*>(tile), 64);
-        float* out = static_cast<float*>(d.out) + plane * y.channel + row * y.row + column * y.column;
-        for (int64_t i = 0; i < y.lanes; ++i) {
-          const int64_t pixels = y.lane[i].row + row < y.h ? y.w - y.lane[i].column - column : 0;
-          if (pixels > 0) chain_copy(out + y.lane[i].at, tile[i], d.nhwc || pixels > wide ? wide : pixels);
+        int64_t counts[16];
+        for (int64_t i = 0; i < 16; ++i) {
+          const int64_t pixels = i < y.lanes && y.rows[i] + row < y.h ? y.w - y.columns_of[i] - column : 0;
+          counts[i] = pixels <= 0 ? 0 : d.nhwc || pixels > wide ? wide : pixels;
         }
+        chain_scatter(d.arena + s.x + plane * s.x_plane + row * s.x_pitch + 64 * column, d.nhwc ? s.x_plane : 64, wide,
+                      static_cast<float*>(d.out) + plane * y.channel + row * y.row + column * y.column, y.at, counts);
       }
     }
   }

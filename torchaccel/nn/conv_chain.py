@@ -74,7 +74,7 @@ class ConvChain(nn.Module):
             float32, and one output.
 
     Shape: x [N, C, H, W], any strides, float32 or what the first layer reads. Returns what the body returns, in
-    float32 layers contiguous.
+    float32 layers contiguous unless x is channels_last.
 
     The plan for a size of images is made at its first call and kept for the last 8 sizes; it copies the weights, so a
     chain must not be trained or loaded into: `body` is what holds the state. Equivalent to `body(x)`: in int8 to the
