@@ -13,8 +13,8 @@ struct ChainFloats {
   int64_t planes, columns;              // of a tile: up to 16 of one, and one of the other
   int64_t channel, row, column, count;  // from one to the next; all there are
   int64_t h, w;
-  int64_t lanes, last;                       // that exist, and how far the first pixel of any is at most
-  int64_t at[16], rows[16], columns_of[16];  // of a lane's first pixel; those that do not exist repeat the first one
+  int64_t lanes, last;                        // that exist, and how far the first pixel of any is at most
+  int64_t at[16], row_of[16], column_of[16];  // of a lane's first pixel; those that do not exist repeat the first one
 
   ChainFloats(const ChainStep& s, const ChainGrid& grid, const ChainData& d) : h(s.h), w(s.w), last(0) {
     planes = d.nhwc ? 16 : 1, columns = d.nhwc ? 1 : 16;
@@ -26,9 +26,9 @@ struct ChainFloats {
     lanes = d.images * blocks;
     for (int64_t i = 0; i < 16; ++i) {
       const int64_t lane = i < lanes ? i : 0;
-      rows[i] = lane % blocks / grid.grid_w * grid.block_h;
-      columns_of[i] = lane % grid.grid_w * grid.block_w;
-      at[i] = lane / blocks * image + rows[i] * row + columns_of[i] * column;
+      row_of[i] = lane % blocks / grid.grid_w * grid.block_h;
+      column_of[i] = lane % grid.grid_w * grid.block_w;
+      at[i] = lane / blocks * image + row_of[i] * row + column_of[i] * column;
       last = at[i] > last ? at[i] : last;
     }
   }
@@ -104,12 +104,11 @@ static void chain_load_quantized(const ChainStep& s, const ChainData& d, int64_t
         const int64_t vectors = d.nhwc ? some : wide;
         uint8_t* y = d.arena + s.y + plane * s.y_plane + row * s.y_pitch + 64 * column;
         for (int64_t k = 0; k < vectors; ++k, y += d.nhwc ? s.y_plane : 64) {
-          I32 packed = i32_splat(0);
-          for (int64_t c = 3; c >= 0; --c) {
-            packed = i32_shl8(packed);
-            if ((d.nhwc ? 4 * k : 0) + c >= channels) continue;  // it becomes the zero point
-            const F32 steps = f32_zero_if_nan(f32_mul(f32_load(tile[d.nhwc ? 4 * k + c : 16 * c + k]), inverse));
-            packed = i32_add(packed, i32_round(f32_min(high, f32_max(low, steps))));
+          const int64_t first = d.nhwc ? 4 * k : k, next = d.nhwc ? 1 : 16, have = d.nhwc ? channels - 4 * k : channels;
+          I32 packed = i32_splat(0);  // which is the zero point, of channels that do not exist too
+          for (int64_t c = have < 4 ? have - 1 : 3; c >= 0; --c) {
+            const F32 steps = f32_zero_if_nan(f32_mul(f32_load(tile[first + c * next]), inverse));
+            packed = i32_add(i32_shl8(packed), i32_round(f32_min(high, f32_max(low, steps))));
           }
           i32_store(reinterpret_cast<int32_t*>(y), i32_add(packed, zero));
         }
@@ -144,7 +143,7 @@ static void chain_store_floats(const ChainStep& s, const ChainData& d, int64_t b
         const int64_t left = d.nhwc ? end - plane : across - column, wide = left < 16 ? left : 16;
         int64_t counts[16];
         for (int64_t i = 0; i < 16; ++i) {
-          const int64_t pixels = i < y.lanes && y.rows[i] + row < y.h ? y.w - y.columns_of[i] - column : 0;
+          const int64_t pixels = i < y.lanes && y.row_of[i] + row < y.h ? y.w - y.column_of[i] - column : 0;
           counts[i] = pixels <= 0 ? 0 : d.nhwc || pixels > wide ? wide : pixels;
         }
         chain_scatter(d.arena + s.x + plane * s.x_plane + row * s.x_pitch + 64 * column, d.nhwc ? s.x_plane : 64, wide,

@@ -40,6 +40,21 @@ def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: 
             assert y.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [(3, 5, 40), (20, 33, 36), (17, 7, 7), (16, 1, 39), (5, 8, 1)])
+@pytest.mark.parametrize("late", [0, 1 << 18])
+def test_tensors_outside(isa: str, size: tuple[int, int, int], late: int) -> None:
+    # Tiles of one to sixteen columns or channels, blocks that the image does not fill, several images in a vector.
+    recipe = Recipe((Layer(channels=size[0], pattern="unstructured"),) * 2, size)
+    body, x = make(recipe), images(recipe, 5)
+    with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad(), running_on(isa, 1):
+        chain, wanted = ConvChain(body), expected(body, x)
+        for n in range(1, 6):
+            y = chain(x[:n])
+            wanted.check(y)
+            assert torch.equal(chain(laid_out(x[:n], "channels_last")), y)
+
+
 # A residual network's parts in one, larger than the random bodies: several tiles, every kind of step.
 NET = (
     Layer(channels=24, kernel=(7, 7), stride=(2, 2), padding=(3, 3), pattern="unstructured"),

@@ -113,19 +113,21 @@ class Builder(ABC):
         self.pointwise = all(entry.window == Window() for entry in walked)
         first = next((i for i, entry in enumerate(walked) if self._gains(entry, lanes)), len(walked))
         late: list[Entry] = []
+        loads: list[Entry] = []
         for i, entry in enumerate(walked):
             self.part, images = (self.early, 1) if i < first else (late, lanes)
             if entry.step.kind in (Kind.CONV, Kind.MAX_POOL):
                 self._lay_out_windowed(entry, images)
             elif entry.x is None:  # loading: whoever reads it chooses the grid
-                self.early.append(entry)
+                loads.append(entry)
                 continue
             elif entry.x.grid is None:
                 entry.x.grid = best_grid(images, (entry.x.h, entry.x.w), (1, 1), (1, 1))
             self.part.append(entry)
-        wide = [entry for entry in self.early if entry.x is None and entry.y.grid.images > 1]  # type: ignore[union-attr]
-        self.early = [entry for entry in self.early if entry not in wide]
-        self.entries = self.early + wide + late
+        for entry in loads:  # as many images at a time as the grid holds
+            assert entry.y is not None and entry.y.grid is not None
+            (self.early if entry.y.grid.images == 1 else late).insert(0, entry)
+        self.entries = self.early + late
         return len(self.early)
 
     def _best_grid(self, entry: Entry, images: int) -> Grid:

@@ -341,7 +341,8 @@ def conv_chain(
         out_dtype: float32, int8 or uint8; float32 where the weights are.
 
     Returns:
-        [N, O, OH, OW] of `out_dtype`, channels_last; where the weights are float32, contiguous unless x is channels_last.
+        [N, O, OH, OW] of `out_dtype`, channels_last; where the weights are float32, contiguous unless x is
+        channels_last.
 
     Raises:
         ValueError: a wrong shape, dtype or device.
