@@ -80,7 +80,7 @@ class Builder(ABC):
         self.entries: list[Entry] = []
         self.early: list[Entry] = []
         self.part = self.early  # where steps are put now
-        self.pointwise = False  # whether no layer reads a pixel's neighbours
+        self.pointwise = False  # whether no float layer reads a pixel's neighbours
         self.copies: dict[tuple[Plane, Grid, Pair], Plane] = {}
         self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
 
@@ -110,7 +110,7 @@ class Builder(ABC):
         images leave lanes empty one by one.
         """
         walked = self.entries
-        self.pointwise = all(entry.window == Window() for entry in walked)
+        self.pointwise = self.values.dtype == torch.float32 and all(entry.window == Window() for entry in walked)
         first = next((i for i, entry in enumerate(walked) if self._gains(entry, lanes)), len(walked))
         late: list[Entry] = []
         loads: list[Entry] = []

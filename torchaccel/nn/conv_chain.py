@@ -61,7 +61,10 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
 
 
 def _pointwise(body: fx.GraphModule) -> bool:
-    """Whether no layer reads around a pixel or leaves one out, so that the shape of the image does not matter."""
+    """Whether no layer reads around a pixel or leaves one out, so that the shape of the image does not matter.
+
+    Int8 images gain nothing by another shape: outside, the channels of a pixel lie side by side.
+    """
     windows = [(m.kernel_size, m.stride, m.padding) for m in body.modules() if hasattr(m, "kernel_size")]
     return all(window == ((1, 1), (1, 1), (0, 0)) for window in windows)
 
@@ -86,7 +89,7 @@ class ConvChain(nn.Module):
         self.body = body
         floats = any(in_float(module) for module in body.modules())
         self._dtype = torch.float32 if floats else torch.int8
-        self._pointwise = _pointwise(body)
+        self._pointwise = floats and _pointwise(body)
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
         self._packed: dict[nn.Module, Any] = {}  # weights, the same for all plans
 
