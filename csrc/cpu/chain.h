@@ -59,7 +59,7 @@ constexpr int64_t kChainWinogradSlab = 64, kChainPoints = 7;
 constexpr int64_t kChainScratch = kChainPoints * kChainWinogradSlab * kChainTile * 64;
 static_assert(kChainScratch >= kChainSlab * kChainTile * 64);
 
-// What the steps index, and one image of the tensors outside.
+// What the steps index, and the images of the tensors outside that a step takes.
 //
 // The floats of an int8 convolution: 1 / scale_out, the least and greatest step, the residual's scale, then
 // scale[4 * planes] and bias[4 * planes]; of a float32 one: the least and greatest output, then bias[planes]; of
@@ -84,10 +84,12 @@ struct ChainData {
   const float* floats;
   uint8_t* arena;
   float* sums;     // kChainScratch bytes of the thread's own
-  const void* in;  // float32 [C, H, W], or bytes [H, W, C]
-  void* out;       // float32 [C, H, W], or bytes [H, W, C]
+  const void* in;  // [images, C, H, W] float32, or [images, H, W, C] bytes or float32
+  void* out;
   bool in_float, out_float;
+  bool nhwc;      // how floats outside lie
   int64_t image;  // among those of a vector, for the steps that are done image by image
+  int64_t images;
 };
 
 }  // namespace torchaccel

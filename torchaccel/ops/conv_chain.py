@@ -294,7 +294,7 @@ class _Machine:
 
 def _fake(x, plan, values, indices, floats, arena, arena_bytes, late_steps, lanes, out_size, out_dtype):
     shape = x.shape[0], *out_size
-    if values.dtype == torch.float32:
+    if values.dtype == torch.float32 and not _conv.is_nhwc(x):
         return x.new_empty(shape)
     return _conv.empty_nhwc(shape, out_dtype, x.device)
 
@@ -380,7 +380,8 @@ def conv_chain(
         out_dtype: float32, int8 or uint8; float32 where the weights are.
 
     Returns:
-        [N, O, OH, OW] of `out_dtype`, channels_last; contiguous where the weights are float32.
+        [N, O, OH, OW] of `out_dtype`, channels_last; where the weights are float32, contiguous unless x is
+        channels_last.
 
     Raises:
         ValueError: a wrong shape, dtype or device.
