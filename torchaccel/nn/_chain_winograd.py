@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 
 @dataclass(eq=False)
 class Points(Plane):
-    """An input at the points: [planes][rows][strips] vectors, so that a tile is of several rows where strips are few."""
+    """An input at the points, [planes][rows][strips] vectors: a tile has several rows where strips are few."""
 
     def plane_bytes(self) -> int:
         assert self.grid is not None
