@@ -98,11 +98,11 @@ def test_residuals_and_activations(isa: str, activation: str) -> None:
 @torch.no_grad()
 def test_what_is_not_finite_spreads_over_a_strip_alone(isa: str, special: float) -> None:
     conv = nn.Conv2d(20, 16, 3, padding=1)
-    x = torch.randn(3, 20, 28, 28)
+    x = torch.randn(3, 20, 52, 52)  # blocks 13 wide, whose last strip is one output and must not see what lies behind
     x[1, 4, 10, 13] = special
     with running_on(isa, 1):
         y = chain_of(conv)(x)
-    away = torch.ones(3, 1, 28, 28, dtype=torch.bool)
+    away = torch.ones(3, 1, 52, 52, dtype=torch.bool)
     away[1, :, 9:12, 13 - 4 : 13 + 5] = False
     torch.testing.assert_close(torch.where(away, y, 0), torch.where(away, conv(x), 0), atol=1e-4, rtol=0)
     read = y[1, :, 9:12, 12:15]
