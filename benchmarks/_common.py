@@ -1,8 +1,13 @@
-"""What the bench_<op>.py files share: where they ran, options, and a table with a ratio against a named baseline."""
+"""What the bench_<op>.py files share: where they ran, options, and a table with a ratio against a named baseline.
+
+Freed memory stays with the process: a fresh large output costs page faults, up to three times its convolution, that
+say nothing of a kernel.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
@@ -20,12 +25,19 @@ from torchaccel.measure import interleaved_ms
 
 Step = Callable[[], object]
 _CACHES = 96 << 20  # bytes; three times what a processor's share of its last cache tends to be
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def rotated(step: Callable[[Any], object], weights: Sequence[Any]) -> Step:
     """`step` of one of `weights` after the other, call by call."""
     turn = itertools.cycle(weights)
     return lambda: step(next(turn))
+
+
+def _keep_freed_memory() -> bool:
+    """Whether freed memory stays with the process from now on; glibc alone can be told to."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_M_MMAP_MAX, 0) == mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1
 
 
 def environment() -> dict[str, str | int | None]:
@@ -69,11 +81,12 @@ class Bench:
         torch.set_num_threads(self.options.threads)
         if self.options.isa:
             _native.force_isa(self.options.isa)
+        self.memory = "kept" if _keep_freed_memory() else "fresh"
         self.baseline, self.rows = baseline, list[dict]()
         print(f"{op}: {', '.join(f'{key} {value}' for key, value in self.environment().items())}; baseline: {baseline}")
 
     def environment(self) -> dict[str, str | int | None]:
-        return environment() | {"cache": "cold weights" if self.copies(1) > 1 else "warm"}
+        return environment() | {"cache": "cold weights" if self.copies(1) > 1 else "warm", "memory": self.memory}
 
     def copies(self, weight_bytes: int) -> int:
         """How many copies of a weight exceed the caches, with --cold; otherwise 1."""

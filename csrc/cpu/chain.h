@@ -14,7 +14,7 @@
 
 namespace torchaccel {
 
-enum class ChainKind : int64_t { kLoad, kRelane, kHalo, kConv, kMaxPool, kAverage, kStore };
+enum class ChainKind : int64_t { kLoad, kRelane, kHalo, kConv, kMaxPool, kAverage, kStore, kTransform, kWinograd };
 
 // How an activation is cut into lanes.
 struct ChainGrid {
@@ -47,15 +47,19 @@ struct ChainStep {
   int64_t flip;                          // whether the tensor outside is int8
   int64_t padding;                       // a halo's place outside of the image, as a word
   int64_t stride_h, stride_w;  // of the pixels that a copy from lanes to others takes; h x w are what it gives
+  int64_t points;              // of Winograd's transform, 6 or 7; it reads `w` vectors of a row, stride_w apart
 };
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 
 // Output channels of float32 that are one task, and the memory for their sums.
 constexpr int64_t kChainSlab = 256, kChainTile = 7;
-constexpr int64_t kChainScratch = kChainSlab * kChainTile * 64;
+// The same of Winograd's, which has as many sums as points.
+constexpr int64_t kChainWinogradSlab = 64, kChainPoints = 7;
+constexpr int64_t kChainScratch = kChainPoints * kChainWinogradSlab * kChainTile * 64;
+static_assert(kChainScratch >= kChainSlab * kChainTile * 64);
 
-// What the steps index, and one image of the tensors outside.
+// What the steps index, and the images of the tensors outside that a step takes.
 //
 // The floats of an int8 convolution: 1 / scale_out, the least and greatest step, the residual's scale, then
 // scale[4 * planes] and bias[4 * planes]; of a float32 one: the least and greatest output, then bias[planes]; of
@@ -70,16 +74,22 @@ constexpr int64_t kChainScratch = kChainSlab * kChainTile * 64;
 // and its channels, the last one repeated where there are fewer than four. A step is one nonzero of each channel: its
 // offset (one for all where they share it) and its value, [steps][4]. A channel that has fewer repeats an offset, with
 // the value 0.
+//
+// Winograd's weights are cut into points x chunks of K: row_offsets [points * chunks + 1] are the first step of each,
+// offsets [steps], and values for each [groups of four channels][its steps][4]. A step is one of the point's planes, at
+// one row of the kernel.
 struct ChainData {
   const void* values;  // int8 or float32
   const int32_t* indices;
   const float* floats;
   uint8_t* arena;
   float* sums;     // kChainScratch bytes of the thread's own
-  const void* in;  // float32 [C, H, W], or bytes [H, W, C]
-  void* out;       // float32 [C, H, W], or bytes [H, W, C]
+  const void* in;  // [images, C, H, W] float32, or [images, H, W, C] bytes or float32
+  void* out;
   bool in_float, out_float;
+  bool nhwc;      // how floats outside lie
   int64_t image;  // among those of a vector, for the steps that are done image by image
+  int64_t images;
 };
 
 }  // namespace torchaccel

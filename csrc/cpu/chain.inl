@@ -2,14 +2,16 @@
 #pragma once
 
 #include "chain_f32.inl"
+#include "chain_floats.inl"
 #include "chain_int8.inl"
 #include "chain_moves.inl"
 #include "chain_pool.inl"
+#include "chain_winograd.inl"
 
 static void chain(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   switch (static_cast<ChainKind>(s.kind)) {
     case ChainKind::kLoad:
-      return chain_load_int8(s, d, begin, end);
+      return (d.in_float ? chain_load_quantized : chain_load_bytes)(s, d, begin, end);
     case ChainKind::kRelane:
       return chain_relane(s, d, begin, end);
     case ChainKind::kHalo:
@@ -21,14 +23,17 @@ static void chain(const ChainStep& s, const ChainData& d, int64_t begin, int64_t
     case ChainKind::kAverage:
       return chain_average_int8(s, d, begin, end);
     case ChainKind::kStore:
-      return chain_store_int8(s, d, begin, end);
+      return chain_store_bytes(s, d, begin, end);
+    case ChainKind::kTransform:
+    case ChainKind::kWinograd:
+      return;  // float32 alone
   }
 }
 
 static void chain_f32(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   switch (static_cast<ChainKind>(s.kind)) {
     case ChainKind::kLoad:
-      return chain_load_f32(s, d, begin, end);
+      return chain_load_floats(s, d, begin, end);
     case ChainKind::kRelane:
       return chain_relane(s, d, begin, end);
     case ChainKind::kHalo:
@@ -40,6 +45,10 @@ static void chain_f32(const ChainStep& s, const ChainData& d, int64_t begin, int
     case ChainKind::kAverage:
       return chain_average_f32(s, d, begin, end);
     case ChainKind::kStore:
-      return chain_store_f32(s, d, begin, end);
+      return chain_store_floats(s, d, begin, end);
+    case ChainKind::kTransform:
+      return chain_transform(s, d, begin, end);
+    case ChainKind::kWinograd:
+      return chain_winograd(s, d, begin, end);
   }
 }

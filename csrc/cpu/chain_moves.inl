@@ -1,6 +1,7 @@
-// The moves of a chain: into its layout, from one cut into lanes to another, halos, and out of it; see chain.h.
+// The moves of a chain: bytes into its layout, from one cut into lanes to another, halos, and bytes out of it; see
+// chain.h, and chain_floats.inl for what is float32 outside.
 //
-// Places of all types are moved as words of 4 bytes, a row of pixels at a time, but for a halo's, which are vectors.
+// Places are moved as words of 4 bytes, a row of pixels at a time, but for a halo's, which are vectors.
 #pragma once
 
 #include "tails.inl"
@@ -46,24 +47,6 @@ TORCHACCEL_INLINE void chain_collect(const uint8_t* row, const int32_t* at, void
   for (int64_t i = 0; i < count; ++i) memcpy(static_cast<uint8_t*>(words) + 4 * i, row + at[i], 4);
 }
 
-// Four channels of up to 16 pixels of float32 [C, H, W], quantized; channels that do not exist are the zero point.
-static void chain_quantize(const ChainStep& s, const ChainData& d, int64_t plane, int64_t pixel, int64_t count,
-                           uint32_t* places) {
-  const float* floats = d.floats + s.floats;
-  const F32 inverse = f32_splat(floats[0]), low = f32_splat(floats[1]), high = f32_splat(floats[2]);
-  I32 packed = i32_splat(0);
-  for (int64_t c = 3; c >= 0; --c) {
-    packed = i32_shl8(packed);
-    const int64_t channel = 4 * plane + c;
-    if (channel >= s.channels) continue;
-    const float* from = static_cast<const float*>(d.in) + channel * s.h * s.w + pixel;
-    const F32 steps = f32_zero_if_nan(f32_mul(f32_load_n(from, count), inverse));
-    packed = i32_add(packed, i32_round(f32_min(high, f32_max(low, steps))));
-  }
-  const I32 zero = i32_splat(static_cast<int32_t>(s.zero_point * 0x01010101));
-  i32_store(reinterpret_cast<int32_t*>(places), i32_add(packed, zero));
-}
-
 // Up to 16 pixels of bytes [H, W, C]: places [planes][16], planes up to 16.
 TORCHACCEL_INLINE void chain_transpose(const ChainStep& s, const ChainData& d, int64_t plane, int64_t planes,
                                        int64_t pixel, int64_t count, uint32_t* places) {
@@ -76,43 +59,23 @@ TORCHACCEL_INLINE void chain_transpose(const ChainStep& s, const ChainData& d, i
   transpose16(pixels, static_cast<int>(planes), flip, reinterpret_cast<uint8_t*>(places), 64);
 }
 
-// Planes [begin, end) of bytes, or of floats that become bytes.
-static void chain_load_int8(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+// Planes [begin, end) of bytes.
+static void chain_load_bytes(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   alignas(64) uint32_t places[16 * 16];  // [plane][pixel]
-  const int64_t wide = d.in_float ? 1 : 16;
   for (int64_t first = 0; first < s.w; first += kChainPixels) {
     const ChainColumns columns(s.y_grid, first, s.w);
-    for (int64_t plane = begin; plane < end; plane += wide) {
-      const int64_t planes = end - plane < wide ? end - plane : wide;
+    for (int64_t plane = begin; plane < end; plane += 16) {
+      const int64_t planes = end - plane < 16 ? end - plane : 16;
       ChainAxis rows = chain_rows(s.y_grid, s.y_pitch, d.image);
       for (int64_t row = 0; row < s.h; ++row, rows.advance(1)) {
         uint8_t* y = d.arena + s.y + plane * s.y_plane + rows.at;
         for (int64_t i = 0; i < columns.count; i += 16) {
           const int64_t pixel = row * s.w + first + i, count = columns.count - i < 16 ? columns.count - i : 16;
-          if (d.in_float) {
-            chain_quantize(s, d, plane, pixel, count, places);
-          } else {
-            chain_transpose(s, d, plane, planes, pixel, count, places);
-          }
+          chain_transpose(s, d, plane, planes, pixel, count, places);
           for (int64_t p = 0; p < planes; ++p) {
             chain_spread(y + p * s.y_plane, columns.at + i, places + 16 * p, count);
           }
         }
-      }
-    }
-  }
-}
-
-// Planes [begin, end) of floats.
-static void chain_load_f32(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
-  for (int64_t first = 0; first < s.w; first += kChainPixels) {
-    const ChainColumns columns(s.y_grid, first, s.w);
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const float* in = static_cast<const float*>(d.in) + plane * s.h * s.w + first;
-      uint8_t* y = d.arena + s.y + plane * s.y_plane;
-      ChainAxis rows = chain_rows(s.y_grid, s.y_pitch, d.image);
-      for (int64_t row = 0; row < s.h; ++row, rows.advance(1)) {
-        chain_spread(y + rows.at, columns.at, in + row * s.w, columns.count);
       }
     }
   }
@@ -147,7 +110,7 @@ static void chain_halo(const ChainStep& s, const ChainData& d, int64_t begin, in
 }
 
 // Rows [begin, end) to the tensor outside, bytes [H, W, C].
-static void chain_store_int8(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
+static void chain_store_bytes(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   alignas(64) uint8_t pixels[16 * 64];
   alignas(64) uint32_t places[16 * 16];  // [plane][pixel]
   const uint8_t* from[16];
@@ -171,21 +134,6 @@ static void chain_store_int8(const ChainStep& s, const ChainData& d, int64_t beg
           uint8_t* out = static_cast<uint8_t*>(d.out) + pixel * s.channels + 4 * plane;
           for (int64_t j = 0; j < count; ++j) memcpy(out + j * s.channels, pixels + 64 * j, static_cast<size_t>(bytes));
         }
-      }
-    }
-  }
-}
-
-// Planes [begin, end) to the tensor outside, float32 [C, H, W].
-static void chain_store_f32(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
-  for (int64_t first = 0; first < s.w; first += kChainPixels) {
-    const ChainColumns columns(s.x_grid, first, s.w);
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const uint8_t* x = d.arena + s.x + plane * s.x_plane;
-      float* out = static_cast<float*>(d.out) + plane * s.h * s.w + first;
-      ChainAxis rows = chain_rows(s.x_grid, s.x_pitch, d.image);
-      for (int64_t row = 0; row < s.h; ++row, rows.advance(1)) {
-        chain_collect(x + rows.at, columns.at, out + row * s.w, columns.count);
       }
     }
   }

@@ -36,14 +36,18 @@ int64_t tiles(const ChainStep& s) { return s.rows * ((s.columns + s.tile - 1) / 
 
 // Parts of a tile that are tasks of their own: planes, or slabs of channels.
 int64_t units(const Chain& chain, const ChainStep& s) {
-  return chain.floats ? (s.planes + kChainSlab - 1) / kChainSlab : s.planes;
+  const int64_t slab = static_cast<ChainKind>(s.kind) == ChainKind::kWinograd ? kChainWinogradSlab : kChainSlab;
+  return chain.floats ? (s.planes + slab - 1) / slab : s.planes;
 }
 
 // Tasks of a step, which threads take contiguous shares of.
 int64_t tasks(const Chain& chain, const ChainStep& s) {
   switch (static_cast<ChainKind>(s.kind)) {
     case ChainKind::kConv:
+    case ChainKind::kWinograd:
       return tiles(s) * units(chain, s);
+    case ChainKind::kTransform:
+      return s.planes * s.rows;
     case ChainKind::kStore:
       return chain.floats ? s.planes : s.h;
     default:
@@ -85,27 +89,38 @@ int64_t first_task(const Chain& chain, const ChainStep& s, int64_t part, int64_t
   return tile * of_tile + low;
 }
 
-ChainData image(const Chain& chain, int64_t n, int64_t place, const Memory& memory) {
+ChainData images_of(const Chain& chain, int64_t n, int64_t images, int64_t place, const Memory& memory) {
   ChainData data = chain.data;
   data.in = static_cast<const uint8_t*>(data.in) + n * chain.in_bytes;
   data.out = static_cast<uint8_t*>(data.out) + n * chain.out_bytes;
   data.arena = memory.arena;
   data.sums = memory.sums;
   data.image = place;
+  data.images = images;
   return data;
 }
 
 // Whether a step takes the images one by one.
-bool by_image(const ChainStep& s) {
-  const ChainKind kind = static_cast<ChainKind>(s.kind);
-  return kind != ChainKind::kHalo && kind != ChainKind::kConv && kind != ChainKind::kMaxPool;
+bool by_image(const Chain& chain, const ChainStep& s) {
+  switch (static_cast<ChainKind>(s.kind)) {
+    case ChainKind::kLoad:
+      return !chain.data.in_float;
+    case ChainKind::kStore:
+      return !chain.floats;
+    case ChainKind::kRelane:
+    case ChainKind::kAverage:
+      return true;
+    default:
+      return false;
+  }
 }
 
 // Units of a tile whose int8 weights stay in L2; slabs of float32 ones are read again for each tile, as their inputs
 // take as much.
 int64_t units_at_once(const Chain& chain, const ChainStep& s) {
+  if (static_cast<ChainKind>(s.kind) != ChainKind::kConv) return tasks(chain, s);
   const int64_t all = units(chain, s);
-  if (static_cast<ChainKind>(s.kind) != ChainKind::kConv || chain.floats || all == 0) return all;
+  if (chain.floats || all == 0) return all;
   const int64_t rows = s.block_rows == 1 ? 4 * all : all;
   const int64_t bytes =
       s.block_rows == 0 ? all * s.blocks * 16 : chain.data.indices[s.row_offsets + rows] * (4 * s.block_rows + 4);
@@ -116,18 +131,18 @@ int64_t units_at_once(const Chain& chain, const ChainStep& s) {
 // Images [n, n + count) on one thread.
 void run_images(const Chain& chain, int64_t n, int64_t count, const Memory& memory) {
   for (int64_t place = 0; place < count; ++place) {
-    const ChainData data = image(chain, n + place, place, memory);
+    const ChainData data = images_of(chain, n + place, 1, place, memory);
     for (int64_t i = 0; i < chain.late_steps; ++i) chain.run(chain.steps[i], data, 0, tasks(chain, chain.steps[i]));
   }
   for (int64_t i = chain.late_steps; i < chain.count; ++i) {
     const ChainStep& step = chain.steps[i];
-    if (by_image(step)) {
+    if (by_image(chain, step)) {
       for (int64_t place = 0; place < count; ++place) {
-        chain.run(step, image(chain, n + place, place, memory), 0, tasks(chain, step));
+        chain.run(step, images_of(chain, n + place, 1, place, memory), 0, tasks(chain, step));
       }
       continue;
     }
-    const ChainData data = image(chain, n, 0, memory);
+    const ChainData data = images_of(chain, n, count, 0, memory);
     const int64_t all = tasks(chain, step), wide = units_at_once(chain, step);
     const int64_t of_tile = static_cast<ChainKind>(step.kind) == ChainKind::kConv ? units(chain, step) : all;
     for (int64_t unit = 0; unit < of_tile; unit += wide) {
@@ -150,7 +165,7 @@ void run(const Chain& chain, int64_t images, int64_t parts, int64_t arenas, uint
     barrier.arrive(end - begin);
     own.arena = memory;
     for (int64_t n = whole; n < images; ++n) {
-      const ChainData data = image(chain, n, 0, own);
+      const ChainData data = images_of(chain, n, 1, 0, own);
       for (int64_t i = 0; i < chain.count; ++i) {
         const ChainStep& step = chain.steps[i];
         chain.run(step, data, first_task(chain, step, begin, parts), first_task(chain, step, end, parts));
@@ -244,13 +259,14 @@ Tensor conv_chain(const Tensor& x, const Tensor& plan, const Tensor& values, con
   chain.data.in_float = x.scalar_type() == ScalarType::Float;
   chain.data.out_float = out_dtype == ScalarType::Float;
   check_sizes(args, chain, x, out_size);
-  const Tensor in = chain.data.in_float ? in_order(x) : in_nhwc(x);
+  chain.data.nhwc = chain.data.in_float && !x.is_contiguous() && is_nhwc(x);
+  const Tensor in = !chain.data.in_float ? in_nhwc(x) : chain.data.nhwc ? x : in_order(x);
   const int64_t n = x.size(0), unit = x.numel() / (n > 0 ? n : 1);
   chain.data.in = in.const_data_ptr();
   chain.in_bytes = unit * (chain.data.in_float ? 4 : 1);
   const int64_t sizes[] = {n, out_size[0], out_size[1], out_size[2]};
-  Tensor out = chain.floats ? torch::stable::new_empty(x, {sizes, 4})
-                            : empty_nhwc(n, out_size[0], out_size[1], out_size[2], out_dtype);
+  Tensor out = chain.floats && !chain.data.nhwc ? torch::stable::new_empty(x, {sizes, 4})
+                                                : empty_nhwc(n, out_size[0], out_size[1], out_size[2], out_dtype);
   chain.data.out = out.mutable_data_ptr();
   chain.out_bytes = out_size[0] * out_size[1] * out_size[2] * (chain.data.out_float ? 4 : 1);
   if (n == 0) return out;

@@ -250,3 +250,5 @@ TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint3
     transpose8(rows + 8, 4 * d, count, flips, dst + d * stride + 32, stride);
   }
 }
+
+#include "scatter16.h"

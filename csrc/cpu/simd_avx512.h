@@ -75,7 +75,7 @@ TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
 
-// The first n floats, 1 to 16; the others are zero, and are not touched.
+// The first n floats, 0 to 16; the others are zero, and are not touched.
 TORCHACCEL_INLINE __mmask16 first_n(int64_t n) { return static_cast<__mmask16>(0xffff >> (16 - n)); }
 TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_n(n), p); }
 TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) { _mm512_mask_storeu_ps(p, first_n(n), a); }
@@ -159,45 +159,90 @@ TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-// As transpose16; kFull: 16 dwords, without masks and branches.
-template <bool kFull>
-TORCHACCEL_INLINE void transpose16x(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
-                                    int64_t stride) {
-  const __mmask16 mask = static_cast<__mmask16>(0xffff >> (16 - dwords));  // reads nothing past the row
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = kFull ? _mm512_loadu_si512(rows[i]) : _mm512_maskz_loadu_epi32(mask, rows[i]);
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-  // a[4 * q + j]: dwords j, j + 4, j + 8, j + 12 (one per 128 bits) of rows 4 * q .. 4 * q + 3.
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  const __m512i flips = _mm512_set1_epi32(static_cast<int32_t>(flip));
-  for (int j = 0; j < 4; ++j) {
+// Of four vectors, dword j of the i-th becomes dword i of the j-th, in each 128 bits.
+TORCHACCEL_INLINE void transpose4(__m512i* a) {
+  const __m512i p = _mm512_unpacklo_epi32(a[0], a[1]), q = _mm512_unpackhi_epi32(a[0], a[1]);
+  const __m512i r = _mm512_unpacklo_epi32(a[2], a[3]), s = _mm512_unpackhi_epi32(a[2], a[3]);
+  a[0] = _mm512_unpacklo_epi64(p, r);
+  a[1] = _mm512_unpackhi_epi64(p, r);
+  a[2] = _mm512_unpacklo_epi64(q, s);
+  a[3] = _mm512_unpackhi_epi64(q, s);
+}
+
+// The same of 16 whole vectors.
+TORCHACCEL_INLINE void transpose16(__m512i (&a)[16]) {
+  for (int i = 0; i < 16; i += 4) transpose4(a + i);
+  for (int j = 0; j < 4; ++j) {  // a[4 * q + j]: dwords j, j + 4, j + 8, j + 12 of vectors 4 * q .. 4 * q + 3
     const __m512i p = _mm512_shuffle_i32x4(a[j], a[j + 4], 0x88), q = _mm512_shuffle_i32x4(a[j], a[j + 4], 0xdd);
     const __m512i r = _mm512_shuffle_i32x4(a[j + 8], a[j + 12], 0x88);
     const __m512i s = _mm512_shuffle_i32x4(a[j + 8], a[j + 12], 0xdd);
-    b[j] = _mm512_shuffle_i32x4(p, r, 0x88);
-    b[j + 8] = _mm512_shuffle_i32x4(p, r, 0xdd);
-    b[j + 4] = _mm512_shuffle_i32x4(q, s, 0x88);
-    b[j + 12] = _mm512_shuffle_i32x4(q, s, 0xdd);
+    a[j] = _mm512_shuffle_i32x4(p, r, 0x88);
+    a[j + 8] = _mm512_shuffle_i32x4(p, r, 0xdd);
+    a[j + 4] = _mm512_shuffle_i32x4(q, s, 0x88);
+    a[j + 12] = _mm512_shuffle_i32x4(q, s, 0xdd);
   }
-  for (int d = 0; d < 16; ++d) {
-    if (kFull || d < dwords) _mm512_storeu_si512(dst + d * stride, _mm512_xor_si512(b[d], flips));
+}
+
+// Of vectors j and j + 4, the second and fourth 128 bits of one change places with the first and third of the other.
+TORCHACCEL_INLINE void exchange(__m512i (&a)[8]) {
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (int j = 0; j < 4; ++j) {
+    const __m512i p = a[j], q = a[j + 4];
+    a[j] = _mm512_permutex2var_epi64(p, low, q);
+    a[j + 4] = _mm512_permutex2var_epi64(p, high, q);
+  }
+}
+
+template <int N>
+TORCHACCEL_INLINE void store_rows(const __m512i (&a)[N], int dwords, uint32_t flip, uint8_t* dst, int64_t stride) {
+  const __m512i flips = _mm512_set1_epi32(static_cast<int32_t>(flip));
+  for (int d = 0; d < N; ++d) {
+    if (d < dwords) _mm512_storeu_si512(dst + d * stride, _mm512_xor_si512(a[d], flips));
   }
 }
 
 // dst[d * stride + 4 * r ...] = dword d of rows[r], XOR flip; 16 rows, 1 to 16 dwords.
 TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint32_t flip, uint8_t* dst,
                                    int64_t stride) {
-  if (dwords == 16) {
-    transpose16x<true>(rows, dwords, flip, dst, stride);
+  __m512i a[16], halves[8];
+  if (dwords == 16) {  // without masks and branches
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i]);
+    transpose16(a);
+    store_rows(a, 16, flip, dst, stride);
+  } else if (dwords > 8) {
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_maskz_loadu_epi32(first_n(dwords), rows[i]);
+    transpose16(a);
+    store_rows(a, dwords, flip, dst, stride);
+  } else {  // half the shuffles, with rows i and i + 8 in a vector
+    const __mmask8 mask = static_cast<__mmask8>(first_n(dwords));
+    for (int i = 0; i < 8; ++i) {
+      const __m256i low = _mm256_maskz_loadu_epi32(mask, rows[i]), high = _mm256_maskz_loadu_epi32(mask, rows[i + 8]);
+      halves[i] = _mm512_inserti32x8(_mm512_castsi256_si512(low), high, 1);
+    }
+    transpose4(halves);
+    transpose4(halves + 4);
+    exchange(halves);
+    store_rows(halves, dwords, flip, dst, stride);
+  }
+}
+
+// to[at[i] + k] = float i of vectors[k], k < counts[i]; counts of up to `wide`, 1 to 16.
+TORCHACCEL_INLINE void scatter16(const uint8_t* const* vectors, int64_t wide, float* to, const int64_t* at,
+                                 const int64_t* counts) {
+  __m512i a[16], halves[8];
+  if (wide > 8) {
+    for (int k = 0; k < 16; ++k) a[k] = _mm512_loadu_si512(vectors[k]);
+    transpose16(a);
+    for (int i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(to + at[i], first_n(counts[i]), a[i]);
   } else {
-    transpose16x<false>(rows, dwords, flip, dst, stride);
+    for (int k = 0; k < 8; ++k) halves[k] = _mm512_loadu_si512(vectors[k]);
+    exchange(halves);
+    transpose4(halves);
+    transpose4(halves + 4);
+    for (int i = 0; i < 8; ++i) {
+      const __m256i low = _mm512_castsi512_si256(halves[i]), high = _mm512_extracti32x8_epi32(halves[i], 1);
+      _mm256_mask_storeu_epi32(to + at[i], static_cast<__mmask8>(first_n(counts[i])), low);
+      _mm256_mask_storeu_epi32(to + at[i + 8], static_cast<__mmask8>(first_n(counts[i + 8])), high);
+    }
   }
 }

@@ -160,3 +160,5 @@ TORCHACCEL_INLINE void transpose16(const uint8_t* const* rows, int dwords, uint3
     }
   }
 }
+
+#include "scatter16.h"

@@ -1,7 +1,8 @@
-"""Chains of sparse float layers: which layers form one, beside int8 ones, and that measurements choose it."""
+"""Chains of float layers: which layers form one, beside int8 ones, and that measurements choose it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,13 @@ from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
 from torchaccel.graph.trace import fingerprint, trace
 from torchaccel.nn import SparseConv2d
+from torchaccel.nn.dense import DenseConv2d
+
+
+def dense(i: int = 8, o: int = 8, kernel: int = 3, **settings: Any) -> DenseConv2d:
+    made = DenseConv2d.from_float(nn.Conv2d(i, o, kernel, padding=kernel // 2, **settings))
+    made.fuse_activation("relu")
+    return made
 
 
 def sparse(i: int = 8, o: int = 8, kernel: int = 3, **settings: Any) -> SparseConv2d:
@@ -53,10 +61,11 @@ def test_a_pruned_resnet_is_one_chain_from_stem_to_average(block: type[BasicBloc
     x = torch.randn(IMAGES)
     prepared, chosen = all_sparse(tiny_resnet(block), x)
     held = chosen.keys() | {"maxpool", "avgpool"}
+    names = set(chosen)
     if stem == "dense stem":  # as `sparsify_` leaves it
         del chosen["conv1"]
         held |= {"conv1", "contiguous_maxpool"}
-    apart, fast = assemble(prepared.dense, chosen), assemble(prepared.dense, chosen, chosen.keys())
+    apart, fast = assemble(prepared.dense, chosen), assemble(prepared.dense, chosen, names)
     (made,) = chains(fast)
     assert isinstance(made.body.avgpool, nn.AdaptiveAvgPool2d) and not chains(apart)
     assert set(chained(fast)) == held
@@ -101,7 +110,7 @@ def test_a_residual_from_elsewhere_stays_outside() -> None:
     with graph.graph.inserting_before(node(graph, "layer0")):
         read = graph.graph.call_function(torch.relu, (node(graph, "x"),))
     node(graph, "layer0").args = (read,)
-    assert found(graph) == []  # the layer before it is alone, and what comes after it
+    assert found(graph) == [["0"], ["2"]]
 
 
 def test_float_and_int8_layers_share_no_chain() -> None:
@@ -119,7 +128,8 @@ def test_float_and_int8_layers_share_no_chain() -> None:
 def test_pooling_is_part_of_the_run_that_made_its_input() -> None:
     pool, average = nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)
     assert found(graph_of(nn.MaxPool2d(2), sparse(), sparse(), pool, average)) == [["1", "2", "3", "4"]]
-    assert found(graph_of(sparse(), pool, average)) == [], "a chain has two convolutions"
+    assert found(graph_of(sparse(), pool, average)) == [["0", "1", "2"]]
+    assert found(graph_of(pool, average)) == [], "a chain has a convolution"
     assert found(graph_of(sparse(), sparse(), average, sparse(), sparse())) == [["0", "1", "2"], ["3", "4"]]
     other = nn.MaxPool2d(2, ceil_mode=True)
     assert found(graph_of(sparse(), sparse(), other, sparse(), nn.MaxPool2d(2, dilation=2), sparse())) == [
@@ -143,20 +153,34 @@ def test_a_pooling_layer_that_is_called_twice() -> None:
 def test_names_are_those_of_convolutions() -> None:
     graph = graph_of(sparse(), sparse(), nn.MaxPool2d(2), sparse(), sparse())
     assert found(graph, ["0", "1", "3"]) == [["0", "1", "2", "3"]]
-    assert found(graph, ["3", "4"]) == [["3", "4"]] and found(graph, ["0", "3"]) == []
+    assert found(graph, ["3", "4"]) == [["3", "4"]] and found(graph, ["0", "3"]) == [["0"], ["3"]]
+    assert found(graph, []) == []
 
 
 def test_what_keeps_a_layer_out() -> None:
     gelu, half, hooked = sparse(), sparse().half(), sparse()
     gelu.activation = "gelu"
     hooked.register_forward_hook(lambda module, args, y: None)
-    for other in (gelu, half, hooked, nn.Conv2d(8, 8, 1)):
+    strange = dense(groups=2), dense(padding_mode="reflect"), dense().half()
+    for other in (gelu, half, hooked, nn.Conv2d(8, 8, 1), *strange):
         assert found(graph_of(sparse(), sparse(), other, sparse(), sparse())) == [["0", "1"], ["3", "4"]]
 
 
 def forms_of(model: nn.Module, x: Tensor) -> Any:
     prepared, forms = all_sparse(model, x)
     return prepared, forms, {name: [form] for name, form in forms.items()}, choices_of(prepared, forms)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_a_dense_resnet_is_one_chain(block: type[BasicBlock | Bottleneck]) -> None:
+    prepared = prepare(tiny_resnet(block), (torch.randn(IMAGES),))
+    fast = assemble(prepared.dense, {}, prepared.names)
+    assert len(chains(fast)) == 1
+    assert set(chained(fast)) == set(prepared.names) - {"fc"} | {"maxpool", "avgpool"}
+    for shape in (IMAGES, (1, 3, 40, 48)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            near(fast(x), prepared.dense(x), 1e-5)
 
 
 def test_a_chain_that_makes_the_model_faster_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +201,37 @@ def test_a_chain_that_does_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, _, alternatives, choices = forms_of(settled(SmallNet()), x)
     timed(monkeypatch, 0.9)
     assert choose_chains(prepared.dense, alternatives, {}, choices, (x,)) == ({}, choices, set())
+
+
+def test_a_run_that_loses_with_its_dense_layers_is_tried_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    prepared, forms, alternatives, choices = forms_of(settled(SmallNet()), x)
+    del alternatives["block1.conv1"]  # the stem's readers: this one, and the residual of the next
+    timed(monkeypatch, 0.9, 2.0)
+    chosen, after, names = choose_chains(prepared.dense, alternatives, {}, choices, (x,))
+    assert names == chosen.keys() and "block1.conv1" not in names and names < forms.keys()
+    assert {c.name for c in after if "in a chain of" in c.reason} == names
+
+
+def test_dense_layers_go_into_chains_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    prepared, forms, _, choices = forms_of(settled(SmallNet()), x)
+    timed(monkeypatch, 2.0)
+    choices = [replace(choice, reason="kept dense: not pruned") for choice in choices]
+    chosen, after, names = choose_chains(prepared.dense, {}, {}, choices, (x,))
+    assert chosen == {} and names == forms.keys()
+    words = f"in a chain of {len(names)} layers, 2.00x the model without it; not pruned"
+    assert {(choice.chosen, choice.reason) for choice in after} == {("dense float", words)}
+    assert set(chained(assemble(prepared.dense, {}, names))) >= names
+
+
+def test_layers_that_are_runs_by_themselves_are_timed_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 8, 1), nn.Sigmoid()]
+    x = torch.randn(2, 3, 12, 12)
+    prepared, _, alternatives, choices = forms_of(nn.Sequential(*layers).eval(), x)
+    count = timed(monkeypatch, 2.0, 2.0, 0.9, 1.5)  # the first is confirmed, the second loses; then the model
+    chosen, after, names = choose_chains(prepared.dense, alternatives, {}, choices, (x,))
+    assert len(count) == 5 and names == chosen.keys() and len(names) == 1
+    words = [choice.reason for choice in after if choice.name in names]
+    assert words == ["in a chain of its own, 1.50x the model without it; alone int8 is 0.50x"]
+    assert len(chains(assemble(prepared.dense, chosen, names))) == 1

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
 from torchaccel.nn import SparseConv2d
 from torchaccel.nn.dense import DenseConv2d
+from torchaccel.ops._winograd import OUTPUTS
 from torchaccel.ops.conv_chain import SLAB
 from torchaccel.testing import assert_exact_enough
 
@@ -88,6 +89,12 @@ class Expected(NamedTuple):
         assert_exact_enough(y[~loose], exact[~loose], error[~loose].sqrt())
 
 
+def _spread(x: Tensor, stride: Pair, together: int) -> Tensor:
+    """The greatest of what is read where `together` neighbouring outputs may be made of all their inputs."""
+    around = (together - 1) * stride[1]
+    return F.max_pool2d(x, (1, 2 * around + 1), 1, (0, around))
+
+
 class _Expecting(fx.Interpreter):
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Expected:
         module = self.module.get_submodule(target)
@@ -101,9 +108,12 @@ class _Expecting(fx.Interpreter):
 
         weight = m.to_float().weight.detach()
         bias = (weight.new_zeros(m.out_channels) if m.bias is None else m.bias).view(-1, 1, 1).double()
-        exact, size = over(x.exact, weight) + bias, over(x.exact.abs(), weight.abs()) + bias.abs()
+        together = OUTPUTS if isinstance(m, DenseConv2d) else 1
+        exact = over(x.exact, weight) + bias
+        size = over(_spread(x.exact.abs(), m.stride, together), weight.abs()) + bias.abs()
         error = over(x.error, weight**2)
-        loose, lost = over(x.loose, torch.ones_like(weight)) > 0, over(x.lost, weight != 0) > 0
+        loose = over(_spread(x.loose.double(), m.stride, together), torch.ones_like(weight)) > 0
+        lost = over(x.lost, weight != 0) > 0
         if residual is not None:
             exact, size, error = exact + residual.exact, size + residual.exact.abs(), error + residual.error
             loose, lost = loose | residual.loose, lost | residual.lost

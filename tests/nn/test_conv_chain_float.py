@@ -13,9 +13,9 @@ from tests.nn.chain_bodies import by_reference, images, laid_out, running_on
 from tests.nn.chain_recipes import Layer, Recipe
 from tests.nn.float_bodies import expected, make, recipes, spoil
 from torchaccel import _native
-from torchaccel.nn import ConvChain, _chain_builder
+from torchaccel.nn import ConvChain, _chain_builder, _chain_winograd
 from torchaccel.nn.conv_chain import TOGETHER
-from torchaccel.ops.conv_chain import SLAB
+from torchaccel.ops.conv_chain import SLAB, Kind, Step
 
 CASES = settings(max_examples=120, deadline=None, derandomize=True)
 ISAS = _native.isas_available() or ("reference",)
@@ -29,14 +29,31 @@ ISAS = _native.isas_available() or ("reference",)
 def test_random_bodies(recipe: Recipe, n: int, threads: int, late: int, layout: str, finite: bool) -> None:
     body, x = make(recipe), images(recipe, n)
     x = x if finite else spoil(x, recipe.seed)
-    with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad():
+    small = mock.patch.multiple(_chain_winograd, LEAST_DEPTH=1, LEAST_CHANNELS=1)
+    with mock.patch.object(_chain_builder, "LATE_BYTES", late), small, torch.no_grad():
         chain, wanted = ConvChain(body), expected(body, x)
         wanted.check(by_reference(chain, x[:1], min(-(-n // threads), TOGETHER[torch.float32])))
         for isa in ISAS:
             with running_on(isa, threads):
                 y = chain(laid_out(x, layout))
             wanted.check(y)
-            assert y.is_contiguous()
+            nhwc = layout == "channels_last" and not x.is_contiguous(memory_format=torch.channels_last)
+            assert y.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [(3, 5, 40), (20, 33, 36), (17, 7, 7), (16, 1, 39), (5, 8, 1)])
+@pytest.mark.parametrize("late", [0, 1 << 18])
+def test_tensors_outside(isa: str, size: tuple[int, int, int], late: int) -> None:
+    # Tiles of one to sixteen columns or channels, blocks that the image does not fill, several images in a vector.
+    recipe = Recipe((Layer(channels=size[0], pattern="unstructured"),) * 2, size)
+    body, x = make(recipe), images(recipe, 5)
+    with mock.patch.object(_chain_builder, "LATE_BYTES", late), torch.no_grad(), running_on(isa, 1):
+        chain, wanted = ConvChain(body), expected(body, x)
+        for n in range(1, 6):
+            y = chain(x[:n])
+            wanted.check(y)
+            assert torch.equal(chain(laid_out(x[:n], "channels_last")), y)
 
 
 # A residual network's parts in one, larger than the random bodies: several tiles, every kind of step.
@@ -96,6 +113,38 @@ def test_several_layers_read_the_tensor_outside(stride: int) -> None:
         with running_on(isa, 2), torch.no_grad():
             wanted.check(chain(x))
     wanted.check(by_reference(chain, x))
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((12, 20), (1, 16, 15, 1)), ((7, 9), (1, 16, 1, 4)), ((1, 5), (1, 16, 1, 1))]
+)
+@pytest.mark.parametrize("average", [None, torch.float32])
+def test_layers_of_one_pixel_take_vectors_of_neighbours(
+    size: tuple[int, int], grid: tuple[int, ...], average: torch.dtype | None
+) -> None:
+    wide, adding = Layer(channels=20, pattern="unstructured"), Layer(back=1, residual=True, pattern="16x1")
+    recipe = Recipe((wide, adding, Layer(pattern="dense")), (8, *size), average=average)
+    body, x = make(recipe), images(recipe, 5)
+    chain, wanted = ConvChain(body), expected(body, x)
+    for threads, layout in ((1, "nchw"), (2, "channels_last"), (3, "gaps")):
+        with running_on(ISAS[0], threads), torch.no_grad():
+            wanted.check(chain(laid_out(x, layout)))
+    apart, *_ = (plan for (_, _, lanes), plan in chain._plans.items() if lanes == 1 and plan is not None)
+    steps = [Step(*ints) for ints in apart.steps.tolist()]
+    grids = {(s.y_grid_h, s.y_grid_w, s.y_block_h, s.y_block_w) for s in steps if s.kind == Kind.CONV}
+    assert grids == {grid} and not any(s.kind in (Kind.HALO, Kind.RELANE) for s in steps)
+
+
+@pytest.mark.parametrize(("size", "together"), [((7, 7), True), ((14, 14), True), ((28, 28), False)])
+def test_small_images_share_vectors(size: tuple[int, int], together: bool) -> None:
+    recipe = Recipe((Layer(kernel=(3, 3), padding=(1, 1), pattern="unstructured"),) * 3, (8, *size))
+    body, x = make(recipe), images(recipe, 4)
+    chain = ConvChain(body)
+    for lanes in (1, 4):
+        plan = chain.plan(x, lanes)
+        assert plan is not None and (plan.late_steps < len(plan.steps)) == (together and lanes > 1)
+    with running_on(ISAS[0], 1), torch.no_grad():
+        expected(body, x).check(chain(x))
 
 
 def test_a_layer_that_adds_what_it_reads() -> None:

@@ -124,11 +124,11 @@ def test_float_layers_take_an_empty_batch() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_float_layers_take_any_layout_and_give_what_is_contiguous(layout: torch.memory_format) -> None:
+def test_float_layers_take_any_layout_and_give_it_back(layout: torch.memory_format) -> None:
     recipe = replace(SPARSE, average=None)
     chain, x = ConvChain(float_bodies.make(recipe)), images(recipe, 3)
     y = chain(x.to(memory_format=layout))
-    assert y.is_contiguous() and torch.equal(y, chain(x))
+    assert y.is_contiguous(memory_format=layout) and torch.equal(y, chain(x))
     same(chain, x)
 
 
@@ -228,12 +228,14 @@ def test_which_float_layers_a_chain_takes() -> None:
     assert not takes(conv)
 
 
-def test_a_dense_layer_is_part_of_a_chain_where_it_reads_an_image() -> None:
-    assert takes(DenseConv2d(3, 8, 7, stride=2, padding=3, activation="relu")) and takes(DenseConv2d(4, 8, 1))
+def test_which_dense_layers_a_chain_takes() -> None:
+    assert takes(DenseConv2d(3, 8, 7, stride=2, padding=3, activation="relu")) and takes(DenseConv2d(64, 8, 1))
     for settings in ({"groups": 3}, {"padding": "same"}, {"padding_mode": "reflect", "padding": 1}):
         assert not takes(DenseConv2d(3, 9, 3, **settings))
-    assert not takes(DenseConv2d(5, 8, 1)) and not takes(DenseConv2d(3, 8, 1).half())
-    assert not takes(DenseConv2d(3, 8, 1, activation="gelu"))
+    assert not takes(DenseConv2d(3, 8, 1).half()) and not takes(DenseConv2d(3, 8, 1, activation="gelu"))
+
+
+def test_which_pooling_layers_a_chain_takes() -> None:
     assert takes(nn.MaxPool2d(3, 2, 1)) and takes(nn.MaxPool2d((2, 3), padding=(1, 1)))
     assert not takes(nn.MaxPool2d(2, ceil_mode=True)) and not takes(nn.MaxPool2d(2, return_indices=True))
     assert not takes(nn.MaxPool2d((1, 3), padding=1, dilation=2))

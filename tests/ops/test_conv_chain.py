@@ -15,7 +15,7 @@ from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import _library
-from torchaccel.ops.conv_chain import SCRATCH, STEP_INTS, Step, supports
+from torchaccel.ops.conv_chain import SCRATCH, STEP_INTS, Step, _fake, _reference, supports
 
 RECIPE = Recipe((Layer(channels=8, kernel=(3, 3)), Layer(channels=6)), (8, 6, 7), torch.uint8)
 FLOATS = Recipe((Layer(channels=8, kernel=(3, 3), pattern="1x4"), Layer(pattern="unstructured")), (8, 6, 7))
@@ -94,6 +94,16 @@ def test_memory_that_is_too_small_or_taken(recipe: Recipe) -> None:
     if recipe is RECIPE:
         with torch.no_grad():
             assert torch.equal(expected, BODY(X))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_floats_keep_the_layout_of_x(layout: torch.memory_format) -> None:
+    given = arguments(FLOATS)
+    given["x"] = given["x"].to(memory_format=layout)
+    y = ops.conv_chain(**given)
+    assert y.is_contiguous(memory_format=layout)
+    for made in (_reference(**given), _fake(**given)):
+        assert made.stride() == y.stride()
 
 
 def test_a_step_is_as_long_as_its_fields() -> None:

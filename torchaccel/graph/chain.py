@@ -1,4 +1,4 @@
-"""Chains: runs of neighbouring layers, int8 or sparse float, that become one op."""
+"""Chains: runs of neighbouring layers, int8 or float, that become one op."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchaccel.nn.conv_chain import in_float, takes
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.quantize import QuantizeInt8
 
-_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d, SparseConv2d)
-_STARTS = (*_CONVOLUTIONS, DenseConv2d, QuantizeInt8)
+_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d)
+_STARTS = (*_CONVOLUTIONS, QuantizeInt8)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
 # Nothing to choose: they go with their neighbours.
-_UNCHOSEN = (QuantizeInt8, DenseConv2d, Contiguous, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+_UNCHOSEN = (QuantizeInt8, Contiguous, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 
 
 def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:
@@ -55,7 +55,7 @@ def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Co
 
 
 def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[list[fx.Node]]:
-    """The runs of layers that could be chains, each with two convolutions at least.
+    """The runs of layers that could be chains, each with a convolution at least, or two in int8.
 
     Args:
         graph: connected.
@@ -69,25 +69,31 @@ def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[li
         if node in taken or not starts or not _joins(graph, node, names):
             continue
         run = _grow(graph, node, [n for n in nodes[i + 1 :] if n not in taken], names)
-        if sum(isinstance(module_of(graph, n), _CONVOLUTIONS) for n in run) >= 2:
+        least = 1 if in_float(module_of(graph, node)) else 2
+        if sum(isinstance(module_of(graph, n), _CONVOLUTIONS) for n in run) >= least:
             found.append(run)
             taken.update(run)
     return found
 
 
+def chain_of(graph: fx.GraphModule, run: list[fx.Node]) -> ConvChain:
+    """The layers of a run as one; they are shared with the graph."""
+    body = fx.Graph()
+    copies = {run[0].args[0]: body.placeholder("x")}
+    for node in run:
+        copies[node] = body.node_copy(node, copies.__getitem__)
+    body.output(copies[run[-1]])
+    modules = {str(node.target): graph.get_submodule(str(node.target)) for node in run}
+    return ConvChain(fx.GraphModule(modules, body)).eval()
+
+
 def chain(graph: fx.GraphModule, names: Collection[str] | None = None) -> None:
     """Put a ConvChain in place of each run, in place."""
     for run in runs(graph, names):
-        body = fx.Graph()
-        copies = {run[0].args[0]: body.placeholder("x")}
-        for node in run:
-            copies[node] = body.node_copy(node, copies.__getitem__)
-        body.output(copies[run[-1]])
-        modules = {str(node.target): graph.get_submodule(str(node.target)) for node in run}
         name = f"chain_{run[0].name}"
         while hasattr(graph, name):
             name += "_"
-        graph.add_submodule(name, ConvChain(fx.GraphModule(modules, body)).eval())
+        graph.add_submodule(name, chain_of(graph, run))
         with graph.graph.inserting_after(run[-1]):
             chained = graph.graph.call_module(name, (run[0].args[0],))
         run[-1].replace_all_uses_with(chained)

@@ -20,7 +20,7 @@ from torchaccel.ops.conv_chain import Kind, Step
 LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""
 WASTE = 1.1
-"""How many times the fewest vectors an output may take, so that its input need not be copied."""
+"""How many times the fewest vectors an output may take before its input is copied, or images are taken together."""
 AHEAD = 8
 """Offsets that kernels read, and do not use, behind those of a step."""
 MOST_BYTES = 2**31
@@ -80,6 +80,7 @@ class Builder(ABC):
         self.entries: list[Entry] = []
         self.early: list[Entry] = []
         self.part = self.early  # where steps are put now
+        self.pointwise = False  # whether no float layer reads a pixel's neighbours
         self.copies: dict[tuple[Plane, Grid, Pair], Plane] = {}
         self.out: tuple[tuple[int, int, int], torch.dtype] | None = None
 
@@ -105,28 +106,48 @@ class Builder(ABC):
         """Give all activations grids and halos, and put the steps in two parts: what comes late runs over the places of
         several images. Returns the first late step.
 
-        Late is what follows the first step whose weights would not stay in L2 beside its activations.
+        Late is what follows the first step whose weights would not stay in L2 beside its activations, or whose small
+        images leave lanes empty one by one.
         """
         walked = self.entries
-        first = next((i for i, entry in enumerate(walked) if entry.weight_bytes > LATE_BYTES), len(walked))
+        self.pointwise = self.values.dtype == torch.float32 and all(entry.window == Window() for entry in walked)
+        first = next((i for i, entry in enumerate(walked) if self._gains(entry, lanes)), len(walked))
         late: list[Entry] = []
+        loads: list[Entry] = []
         for i, entry in enumerate(walked):
             self.part, images = (self.early, 1) if i < first else (late, lanes)
             if entry.step.kind in (Kind.CONV, Kind.MAX_POOL):
                 self._lay_out_windowed(entry, images)
             elif entry.x is None:  # loading: whoever reads it chooses the grid
-                self.early.append(entry)
+                loads.append(entry)
                 continue
             elif entry.x.grid is None:
                 entry.x.grid = best_grid(images, (entry.x.h, entry.x.w), (1, 1), (1, 1))
             self.part.append(entry)
+        for entry in loads:  # as many images at a time as the grid holds
+            assert entry.y is not None and entry.y.grid is not None
+            (self.early if entry.y.grid.images == 1 else late).insert(0, entry)
         self.entries = self.early + late
         return len(self.early)
+
+    def _best_grid(self, entry: Entry, images: int) -> Grid:
+        x, y = entry.x, entry.y
+        assert x is not None and y is not None
+        return best_grid(images, (y.h, y.w), (x.h, x.w), entry.window.stride, self.pointwise)
+
+    def _gains(self, entry: Entry, lanes: int) -> bool:
+        """Whether a step is worth taking several images together for."""
+        if entry.step.kind != Kind.CONV:
+            return False
+        if entry.weight_bytes > LATE_BYTES:
+            return True
+        apart, together = (self._best_grid(entry, images).vectors() for images in (1, lanes))
+        return lanes * apart > WASTE * together
 
     def _lay_out_windowed(self, entry: Entry, images: int) -> None:
         x, y, window = entry.x, entry.y, entry.window
         assert x is not None and y is not None
-        grid = best_grid(images, (y.h, y.w), (x.h, x.w), window.stride)
+        grid = self._best_grid(entry, images)
         if x.grid is not None and x.grid.images == images:
             inherited = x.grid.output(window.stride, y.h, y.w)
             if inherited is not None and inherited.vectors() <= WASTE * grid.vectors():
@@ -204,12 +225,20 @@ class Builder(ABC):
                 vectors, lanes = y.around()
                 halos[y] = self.indices.keep(vectors), self.indices.keep(lanes), len(vectors)
             step.offsets, step.lanes, step.blocks = halos[y]
-        if step.kind in (Kind.CONV, Kind.MAX_POOL):
+        if step.kind == Kind.TRANSFORM:
+            assert x is not None
+            above, left = entry.window.taps()[0]
+            step.x += above * x.row_bytes() + left * LINE
+        if step.kind in (Kind.CONV, Kind.MAX_POOL, Kind.WINOGRAD):
             assert x is not None and y is not None
             step.x_down, step.x_across = entry.window.stride[0] * x.row_bytes(), entry.window.stride[1] * LINE
             taps = torch.tensor([r * x.row_bytes() + c * LINE for r, c in entry.window.taps()])
             offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
             step.offsets = self.indices.keep(F.pad(offsets, (0, AHEAD)))
+            if step.kind == Kind.WINOGRAD:
+                step.columns = x.pitch()  # strips, whose rows follow each other without gaps
+                if entry.window.stride[0] == 1:
+                    step.rows, step.columns = 1, step.rows * step.columns
 
     def build(self, lanes: int) -> Plan:
         self.walk()

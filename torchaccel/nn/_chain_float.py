@@ -7,6 +7,7 @@ import struct
 import torch
 from torch import Tensor, fx, nn
 
+from torchaccel.nn import _chain_winograd as winograd
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
@@ -42,6 +43,7 @@ class FloatBuilder(Builder):
     ) -> None:
         super().__init__(body, size, dtype, torch.float32)
         self.packed = packed
+        self.dense = dict[Entry, DenseConv2d]()  # whose form depends on their blocks
 
     def load(self) -> Plane:
         require(self.dtype == torch.float32, "x is not float32")
@@ -59,16 +61,51 @@ class FloatBuilder(Builder):
         if residual is not None:
             require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
             entry.residual = residual
+        if isinstance(m, DenseConv2d) and winograd.fits(m.weight, window):
+            self.dense[entry] = m
+            entry.weight_bytes = 4 * m.weight.numel()
+        else:
+            self._multiply(entry, m)
+        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
+        step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))
+        return y
+
+    def _multiply(self, entry: Entry, m: SparseConv2d | DenseConv2d) -> None:
         if m not in self.packed:
-            self.packed[m] = group(*_weight(m), window)
-        packed = self.packed[m]
+            self.packed[m] = group(*_weight(m), _window(m))
+        packed, step = self.packed[m], entry.step
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
         step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
         step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
         entry.weight_bytes = 4 * (packed.values.numel() + packed.columns.numel())
-        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
-        step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))
-        return y
+
+    def _lay_out_windowed(self, entry: Entry, images: int) -> None:
+        super()._lay_out_windowed(entry, images)
+        if entry not in self.dense:
+            return
+        m = self.dense[entry]
+        assert entry.y is not None and entry.y.grid is not None
+        if winograd.saves(entry.window, entry.y.grid):
+            self._transform(entry, m)
+        else:
+            self._multiply(entry, m)
+
+    def _transform(self, entry: Entry, m: DenseConv2d) -> None:
+        """Make a convolution one of strips, which reads its input at Winograd's points."""
+        x, y, window, step = entry.x, entry.y, entry.window, entry.step
+        assert x is not None and y is not None and y.grid is not None
+        weights = winograd.transformed(m.weight.detach(), window)
+        phases, points = window.stride[1], winograd.points(window)
+        reads = (y.grid.block_h - 1) * window.stride[0] + window.reach()[0] + 1
+        grid = y.grid._replace(block_h=reads, block_w=winograd.strips(y.grid))
+        of_points = winograd.Points(points * phases * x.planes, x.h, x.w, grid=grid)
+        width = (y.grid.block_w - 1) * phases + window.kernel[1]
+        transform = Step(Kind.TRANSFORM, planes=x.planes, w=width, stride_w=phases, points=points)
+        self.part.append(Entry(transform, x, of_points, window=window))
+        step.kind, step.points, step.chunks, entry.columns = Kind.WINOGRAD, points, weights.chunks, weights.columns
+        step.values, step.row_offsets = self.values.keep(weights.values), self.indices.keep(weights.first)
+        entry.x = of_points
+        entry.window = Window((window.kernel[0], 1), (window.stride[0], 1), dilation=(window.dilation[0], 1))
 
     def max_pool(self, m: nn.MaxPool2d, x: Plane) -> Plane:
         window = _window(m)

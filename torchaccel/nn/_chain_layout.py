@@ -67,15 +67,23 @@ class Grid(NamedTuple):
         return y if y.h * y.block_h >= h and y.w * y.block_w >= w else None
 
 
-def best_grid(images: int, y: Pair, x: Pair, stride: Pair) -> Grid:
-    """The grid with the fewest vectors that holds outputs of size y, and scaled by the stride inputs of size x."""
+def best_grid(images: int, y: Pair, x: Pair, stride: Pair, pointwise: bool = False) -> Grid:
+    """The grid with the fewest vectors that holds outputs of size y, and scaled by the stride inputs of size x.
+
+    Among these the one with the smallest halo; in a chain without any, the one with the most neighbours in a vector.
+    """
     lanes = LANES // images
 
     def block(axis: int, parts: int) -> int:
         return max(-(-y[axis] // parts), -(-x[axis] // (stride[axis] * parts)))
 
     grids = [Grid(images, h, lanes // h, block(0, h), block(1, lanes // h)) for h in range(1, lanes + 1)]
-    return min(grids, key=lambda g: (g.vectors(), g.block_h + g.block_w, g.block_h))
+    return min(grids, key=lambda g: (g.vectors(), g.block_w if pointwise else g.block_h + g.block_w, g.block_h))
+
+
+def flattened(h: int, w: int) -> Pair:
+    """The shape in which images are cut best if no layer reads a pixel's neighbours: rows of a vector, or one row."""
+    return (h * w // LANES, LANES) if h * w % LANES == 0 else (1, h * w)
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""ConvChain: neighbouring layers, int8 or sparse float32, that run as one op, in a layout of their own."""
+"""ConvChain: neighbouring layers, int8 or float32, that run as one op, in a layout of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from torchaccel import ops
 from torchaccel.nn import _chain_plan, _inference, _weights
+from torchaccel.nn._chain_layout import flattened
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
@@ -26,8 +27,6 @@ _PLANS = 8
 
 TOGETHER = {torch.int8: 8, torch.float32: 4}
 """Images that a thread takes together at most, by the type of the weights: more of float32 would leave L3."""
-
-_IMAGE_CHANNELS = 4
 
 
 def in_float(module: nn.Module | None) -> bool:
@@ -49,10 +48,9 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
         return ungrouped and ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, SparseConv2d):
         return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
-    if isinstance(module, DenseConv2d):  # what reads an image, and is seldom pruned
+    if isinstance(module, DenseConv2d):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        few = module.in_channels <= _IMAGE_CHANNELS and module.weight.dtype == torch.float32
-        return plain and few and module.activation in _chain_plan.ACTIVATIONS
+        return plain and module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, Int8AdaptiveAvgPool2d | nn.AdaptiveAvgPool2d):
         return module.output_size in (1, (1, 1), [1, 1])
     if isinstance(module, nn.MaxPool2d):
@@ -60,6 +58,15 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
         halved = all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
         return halved and not module.ceil_mode and not module.return_indices
     return isinstance(module, Int8MaxPool2d) and not module.ceil_mode
+
+
+def _pointwise(body: fx.GraphModule) -> bool:
+    """Whether no layer reads around a pixel or leaves one out, so that the shape of the image does not matter.
+
+    Int8 images gain nothing by another shape: outside, the channels of a pixel lie side by side.
+    """
+    windows = [(m.kernel_size, m.stride, m.padding) for m in body.modules() if hasattr(m, "kernel_size")]
+    return all(window == ((1, 1), (1, 1), (0, 0)) for window in windows)
 
 
 class ConvChain(nn.Module):
@@ -70,7 +77,7 @@ class ConvChain(nn.Module):
             float32, and one output.
 
     Shape: x [N, C, H, W], any strides, float32 or what the first layer reads. Returns what the body returns, in
-    float32 layers contiguous.
+    float32 layers contiguous unless x is channels_last.
 
     The plan for a size of images is made at its first call and kept for the last 8 sizes; it copies the weights, so a
     chain must not be trained or loaded into: `body` is what holds the state. Equivalent to `body(x)`: in int8 to the
@@ -80,8 +87,9 @@ class ConvChain(nn.Module):
     def __init__(self, body: fx.GraphModule) -> None:
         super().__init__()
         self.body = body
-        floats = any(isinstance(module, SparseConv2d) for module in body.modules())
+        floats = any(in_float(module) for module in body.modules())
         self._dtype = torch.float32 if floats else torch.int8
+        self._pointwise = floats and _pointwise(body)
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
         self._packed: dict[nn.Module, Any] = {}  # weights, the same for all plans
 
@@ -109,6 +117,9 @@ class ConvChain(nn.Module):
 
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor:
+        if self._pointwise and x.shape[2:] != (shape := flattened(*x.shape[2:])):
+            y = self._run(x.flatten(2).unflatten(2, shape))
+            return y.flatten(2).unflatten(2, x.shape[2:]) if y.shape[2:] == shape else y
         threads = torch.get_num_threads()
         each, left = divmod(x.shape[0], threads)
         groups = -(-each // TOGETHER[self._dtype])

@@ -34,6 +34,11 @@ def empty_nhwc(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
 
 
+def is_nhwc(x: Tensor) -> bool:
+    """Whether `x` is in channels_last and not contiguous as well."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def as_nhwc(x: Tensor) -> Tensor:
     """`x` in channels_last, copied only where it is not."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -5,14 +5,15 @@ See csrc/cpu/chain.h for the layout.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from torchaccel.ops import _check, _conv
+from torchaccel.ops import _check, _conv, _winograd
 from torchaccel.ops._library import define, run
 
 OP = "conv_chain"
@@ -22,7 +23,9 @@ SLAB = 256
 """Output channels that are one task of a float32 convolution."""
 TILE = 7
 """Vectors of a row that it computes together, at most."""
-SCRATCH = SLAB * TILE * 4 * LANES
+WINOGRAD_SLAB = 64
+"""Output channels that are one task of Winograd's convolution."""
+SCRATCH = 7 * WINOGRAD_SLAB * TILE * 4 * LANES
 """Bytes for the sums of such a task."""
 
 
@@ -36,6 +39,8 @@ class Kind(IntEnum):
     MAX_POOL = 4
     AVERAGE = 5
     STORE = 6
+    TRANSFORM = 7
+    WINOGRAD = 8
 
 
 @dataclass
@@ -86,6 +91,7 @@ class Step:
     padding: int = 0
     stride_h: int = 1
     stride_w: int = 1
+    points: int = 0
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
@@ -227,6 +233,39 @@ class _Machine:
             y = y + self._added(s)
         return y.to(torch.float32).clamp(low, high)
 
+    def transform(self, s: Step) -> None:
+        _, b, _ = _winograd.matrices(s.points - _winograd.OUTPUTS + 1)
+        phase, strip = torch.arange(s.stride_w).view(-1, 1, 1), torch.arange(s.columns).unsqueeze(1)
+        column = (_winograd.OUTPUTS * strip + torch.arange(s.points)) * s.stride_w + phase
+        at = self._grid(s.x, (s.planes, s.x_plane), (s.rows, s.x_pitch), (LANES, 4)).view(s.planes, s.rows, 1, 1, 1, -1)
+        inside = (column < s.w).to(at.device).unsqueeze(-1)
+        x = self.places[at + torch.where(inside, LANES * column.to(at.device).unsqueeze(-1), 0)].squeeze(-1)
+        y = torch.einsum("pn,crfsnl->pfcrsl", b.to(x.device), torch.where(inside, x, 0).double())
+        of_phase = s.planes * s.y_plane
+        planes = (s.points, s.stride_w * of_phase), (s.stride_w, of_phase), (s.planes, s.y_plane)
+        to = self._grid(s.y, *planes, (s.rows, s.y_pitch), (s.columns, 4 * LANES), (LANES, 4))
+        self.places[to] = y.to(torch.float32).unsqueeze(-1)
+
+    def winograd(self, s: Step) -> None:
+        a, _, _ = _winograd.matrices(s.points - _winograd.OUTPUTS + 1)
+        at = self._grid(s.x, (s.rows, s.x_down), (s.columns, s.x_across), (LANES, 4)).unsqueeze(-1)
+        bounds = self.indices[s.row_offsets : s.row_offsets + s.points * s.chunks + 1].tolist()
+        groups, sums = -(-s.planes // 4), []
+        for first, end in itertools.pairwise(bounds):
+            values = self.values[s.values + 4 * groups * first : s.values + 4 * groups * end].view(groups, -1, 4)
+            weight = values.transpose(1, 2).flatten(0, 1)[: s.planes]
+            x = self.places[at + self.indices[s.offsets + first : s.offsets + end] // 4].squeeze(-1)
+            sums.append(x.double() @ weight.double().T)
+        y = torch.einsum("ip,pqrclo->orcil", a.to(at.device), torch.stack(sums).unflatten(0, (s.points, s.chunks)))
+        y = y.reshape(s.planes, -1, s.x_pitch // (4 * LANES) * _winograd.OUTPUTS, LANES)[:, :, : s.y_block_w]
+        y = y + self.floats[s.floats + 2 : s.floats + 2 + s.planes].view(-1, 1, 1, 1)
+        block = replace(s, rows=s.y_block_h, columns=s.y_block_w)
+        if s.residual >= 0:
+            y = y + self._added(block).permute(3, 0, 1, 2)
+        low, high = self.floats[s.floats : s.floats + 2]
+        at = self._vectors(block, s.y, s.y_plane, s.y_pitch)
+        self.places[at] = y.to(torch.float32).clamp(low, high).unsqueeze(-1)
+
     def max_pool(self, s: Step) -> None:
         taps = self.indices[s.offsets : s.offsets + s.blocks] // 4
         at = self._grid(s.x, (s.planes, s.x_plane), (s.rows, s.x_down), (s.columns, s.x_across), (LANES, 4))
@@ -255,7 +294,7 @@ class _Machine:
 
 def _fake(x, plan, values, indices, floats, arena, arena_bytes, late_steps, lanes, out_size, out_dtype):
     shape = x.shape[0], *out_size
-    if values.dtype == torch.float32:
+    if values.dtype == torch.float32 and not _conv.is_nhwc(x):
         return x.new_empty(shape)
     return _conv.empty_nhwc(shape, out_dtype, x.device)
 
@@ -341,7 +380,8 @@ def conv_chain(
         out_dtype: float32, int8 or uint8; float32 where the weights are.
 
     Returns:
-        [N, O, OH, OW] of `out_dtype`, channels_last; contiguous where the weights are float32.
+        [N, O, OH, OW] of `out_dtype`, channels_last; where the weights are float32, contiguous unless x is
+        channels_last.
 
     Raises:
         ValueError: a wrong shape, dtype or device.

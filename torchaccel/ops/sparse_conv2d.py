@@ -39,8 +39,7 @@ def _reference(
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The output: channels_last, on a CPU contiguous where `x` is not channels_last."""
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    if nhwc or x.device.type != "cpu":
+    if _conv.is_nhwc(x) or x.device.type != "cpu":
         return _conv.empty_nhwc(shape, x.dtype, x.device)
     return x.new_empty(shape)
 

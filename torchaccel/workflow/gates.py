@@ -64,7 +64,7 @@ def hold_accuracy(
                 tick()
             back, group = min(back + group, len(order)), group * 2
             kept = {name: winners[name] for name in winners if name not in order[:back]}
-            fast = running(assemble(dense, kept, kept.keys() & set(chained)), inputs)
+            fast = running(assemble(dense, kept, set(chained).difference(order[:back])), inputs)
             value = evaluated(evaluate, fast, "optimized")
     restored = set(order[:back])
     choices = [
