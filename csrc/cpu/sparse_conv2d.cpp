@@ -16,14 +16,14 @@ int64_t cost(const SparseF32& w, int64_t slab) {
   return 20 * w.first_step(slab) + 15 * rows * w.chunks();
 }
 
-// What a tile costs, in percent of a whole one: its vectors are computed 1, 2, 4 or 6 at a time.
-int64_t percent(int64_t pixels) { return pixels > 64 ? 100 : pixels > 32 ? 75 : pixels > 16 ? 45 : 30; }
-
 // The first task (tile * slabs + slab) of thread `part` of `parts`, so that all have about the same cost.
-int64_t first_task(const SparseF32& w, int64_t pixels, int64_t part, int64_t parts) {
-  const int64_t slabs = w.slabs(), last = (pixels - 1) / kTilePixels;
+int64_t first_task(const SparseF32& w, const ImageF32& image, int64_t part, int64_t parts) {
+  const int64_t slabs = w.slabs(), last = image.tiles() - 1;
   if (part == parts) return (last + 1) * slabs;
-  const int64_t each = 100 * cost(w, slabs), share = percent(pixels - last * kTilePixels);
+  // The last tile has fewer vectors; a step costs a vector more than it computes.
+  const int64_t left = image.in.rows() - last * image.tile_pixels();
+  const int64_t share = 100 * ((left + 15) / 16 + 1) / (image.tile_pixels() / 16 + 1);
+  const int64_t each = 100 * cost(w, slabs);
   const int64_t target = (last * each + share * cost(w, slabs)) / parts * part;
   const int64_t tile = target / each < last ? target / each : last;
   int64_t slab = 0;
@@ -89,12 +89,12 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const Tensor& column
 
   flatten(image.in);
   const Kernels& kernel = kernels();
-  const int64_t pixels = image.in.rows(), tiles = image.tiles(), tasks = tiles * weights.slabs();
+  const int64_t tiles = image.tiles(), tasks = tiles * weights.slabs();
   int64_t parts = threads_for(static_cast<double>(tiles) * static_cast<double>(cost(weights, weights.slabs())));
   parts = parts < tasks ? parts : tasks;
   std::atomic<bool> valid = true;
   run_parts(parts, [&](int64_t part) {
-    const int64_t begin = first_task(weights, pixels, part, parts), end = first_task(weights, pixels, part + 1, parts);
+    const int64_t begin = first_task(weights, image, part, parts), end = first_task(weights, image, part + 1, parts);
     // Each thread checks what it is about to read, which brings it into its cache.
     const int64_t slabs = weights.slabs(), slab = begin % slabs;
     const bool some = slab + (end - begin) <= slabs;

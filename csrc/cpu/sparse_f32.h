@@ -50,6 +50,8 @@ struct ImageF32 {
   bool channels_last;
   int64_t channels() const { return in.c / 4; }
   int64_t tiles() const { return (in.rows() + kTilePixels - 1) / kTilePixels; }
+  // Of a tile, in whole vectors, so that all have about as many.
+  int64_t tile_pixels() const { return ((in.rows() + 15) / 16 + tiles() - 1) / tiles() * 16; }
 };
 
 // A panel with room to run over its end, the sums of a run of slabs, and the padding of 16 pixels.

@@ -144,9 +144,9 @@ using MultiplySlab = void (*)(const SparseF32&, const OutputF32&, const Tile&, c
 
 template <bool kShared>
 static MultiplySlab multiply_slab_of(int64_t pixels) {
-  if (pixels > 64) return multiply_slab<6, kShared>;
-  if (pixels > 32) return multiply_slab<4, kShared>;
-  return pixels > 16 ? multiply_slab<2, kShared> : multiply_slab<1, kShared>;
+  constexpr MultiplySlab kSlabs[] = {multiply_slab<1, kShared>, multiply_slab<2, kShared>, multiply_slab<3, kShared>,
+                                     multiply_slab<4, kShared>, multiply_slab<5, kShared>, multiply_slab<6, kShared>};
+  return kSlabs[(pixels - 1) / 16];
 }
 
 // Sums [rows][kTilePixels] of the output channels from `channel` on, into a channels_last output.
@@ -181,7 +181,7 @@ static void sparse_f32(const ImageF32& image, const SparseF32& weights, const Ou
     const int64_t index = task / slabs, slab = task % slabs;
     int64_t run = kRunSlabs < end - task ? kRunSlabs : end - task;
     run = run < slabs - slab ? run : slabs - slab;
-    if (filled != index) set_tile(image.in, index, tile);
+    if (filled != index) set_tile(image, index, tile);
     const MultiplySlab multiply = (weights.shared ? multiply_slab_of<true> : multiply_slab_of<false>)(tile.count);
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t k = c * kDepthChunk, stop = c + 1 < chunks ? k + kDepthChunk : weights.depth;
