@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from _common import RESNET, Bench, Step, conv_name, prepacked_conv
+from torchaccel import ops
 from torchaccel.graph.chain import chain
 from torchaccel.graph.trace import trace
-from torchaccel.nn import SparseConv2d
+from torchaccel.nn import ConvChain, SparseConv2d
 from torchaccel.ops import blocks
 
 STRIDED = ((56, 128, 128, 3, 2), (56, 256, 512, 1, 2), (14, 512, 512, 3, 2))
@@ -43,10 +44,17 @@ def sparse(conv: nn.Conv2d, pattern: str, sparsity: float) -> SparseConv2d:
     return made
 
 
-def chain_of(layer: nn.Module) -> nn.Module:
+def op_of(layer: SparseConv2d, x: torch.Tensor) -> Step:
+    return partial(
+        ops.sparse_conv2d, x, layer.values, layer.columns, layer.row_offsets, layer.kernel_size, layer.bias, None,
+        layer.stride, layer.padding, layer.dilation, layer.activation, layer.packed,
+    )  # fmt: skip
+
+
+def chain_of(layer: SparseConv2d, x: torch.Tensor) -> Step:
     graph = trace(nn.Sequential(layer).eval())
     chain(graph)
-    return graph
+    return partial(next(module for module in graph.modules() if isinstance(module, ConvChain)), x)
 
 
 def steps_of(n: int, conv: nn.Conv2d, size: int, forms: Sequence[tuple[str, float]]) -> dict[str, Step]:
@@ -55,9 +63,9 @@ def steps_of(n: int, conv: nn.Conv2d, size: int, forms: Sequence[tuple[str, floa
     steps = {"oneDNN": prepacked_conv(nhwc, conv.weight.detach(), conv.bias, conv.stride[0], conv.padding[0])}
     for pattern, sparsity in forms:
         layer, form = sparse(conv, pattern, sparsity), f"{pattern} {sparsity:.0%}"
-        steps[form] = partial(layer, x)
+        steps[form] = op_of(layer, x)
         if pattern == "unstructured":
-            steps[f"chain, {form}"] = partial(chain_of(layer), x)
+            steps[f"chain, {form}"] = chain_of(layer, x)
     return steps
 
 

@@ -2,12 +2,12 @@
 //
 // A "place" is one pixel of a plane, 4 bytes: one channel of float32, or four of uint8 (int8 with its sign bit
 // flipped). An activation is cut into blocks, grid_h x grid_w of them in each of `images` images, and a vector holds
-// the same place of all blocks: [rows][planes][pitch][16 lanes], where lane ((image * grid_h + i) * grid_w + j) is
+// the same place of all blocks: [planes][rows][columns][16 lanes], where lane ((image * grid_h + i) * grid_w + j) is
 // block (i, j), and rows x columns of vectors are the pixels of one block. So a neighbouring pixel is a neighbouring
 // vector, every tap of a convolution is a constant offset, whatever its stride, and every load is aligned. Around its
-// own pixels a block has a halo of those of its neighbours, or of padding; a step of its own fills it. The planes of a
-// row lie behind each other, so that what a tile of outputs reads is nearly one piece of memory. Lanes and pixels that
-// do not exist hold anything, and are never read by those that do.
+// own pixels a block has a halo of those of its neighbours, or of padding; a step of its own fills it. The rows
+// of a plane may lie behind each other, or the planes of a row, so that what a tile of outputs reads is nearly one piece
+// of memory. Lanes and pixels that do not exist hold anything, and are never read by those that do.
 #pragma once
 
 #include <cstdint>

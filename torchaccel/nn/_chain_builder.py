@@ -198,6 +198,7 @@ class Builder(ABC):
         for i, entry in enumerate(self.entries):
             for plane in entry.planes():
                 plane.steps.append(i)
+                plane.planar = plane.planar or plane.pitch() == 1  # rows of one vector need no gaps
                 used[plane] = None
         for plane in used:
             if min(plane.steps) < first_late <= max(plane.steps):
@@ -236,9 +237,13 @@ class Builder(ABC):
             offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
             step.offsets = self.indices.keep(F.pad(offsets, (0, AHEAD)))
             if step.kind == Kind.WINOGRAD:
-                step.columns = x.pitch()  # strips, whose rows follow each other without gaps
+                step.columns = x.pitch()  # strips
                 if entry.window.stride[0] == 1:
-                    step.rows, step.columns = 1, step.rows * step.columns
+                    step.rows, step.columns = 1, step.rows * step.columns  # rows without gaps
+            elif entry.window.stride == (1, 1) and all(
+                p.planar and p.pitch() == step.columns for p in (x, y, residual or y)
+            ):
+                step.rows, step.columns = 1, step.rows * step.columns
 
     def build(self, lanes: int) -> Plan:
         self.walk()

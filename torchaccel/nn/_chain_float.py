@@ -98,7 +98,7 @@ class FloatBuilder(Builder):
         phases, points = window.stride[1], winograd.points(window)
         reads = (y.grid.block_h - 1) * window.stride[0] + window.reach()[0] + 1
         grid = y.grid._replace(block_h=reads, block_w=winograd.strips(y.grid))
-        of_points = winograd.Points(points * phases * x.planes, x.h, x.w, grid=grid)
+        of_points = Plane(points * phases * x.planes, x.h, x.w, grid=grid, planar=True)
         width = (y.grid.block_w - 1) * phases + window.kernel[1]
         transform = Step(Kind.TRANSFORM, planes=x.planes, w=width, stride_w=phases, points=points)
         self.part.append(Entry(transform, x, of_points, window=window))

@@ -88,7 +88,7 @@ def flattened(h: int, w: int) -> Pair:
 
 @dataclass(eq=False)
 class Plane:
-    """An activation: [rows][planes][pitch] vectors, of which the blocks' own pixels are a part."""
+    """An activation: planes x rows x pitch vectors, of which the blocks' own pixels are a part."""
 
     planes: int
     h: int
@@ -98,6 +98,7 @@ class Plane:
     # Rows above and below, columns left and right of a block.
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     padding: int | None = None  # what the halo holds outside of the image now, as a word
+    planar: bool = False  # whether each plane lies in one piece: [planes][rows][pitch]
     at: int = 0
     steps: list[int] = field(default_factory=list)  # that write or read it
 
@@ -116,16 +117,19 @@ class Plane:
         """Where the first pixel of the first block lies."""
         return self.at + self.halo[0] * self.row_bytes() + LINE * self.halo[2]
 
+    def rows(self) -> int:
+        assert self.grid is not None
+        return self.halo[0] + self.grid.block_h + self.halo[1]
+
     def plane_bytes(self) -> int:
-        """From a row of a plane to that of the next: an odd number of cache lines, so that they spread over its sets."""
-        return (self.pitch() | 1) * LINE
+        """From a plane to the next: an odd number of cache lines, so that they spread over the cache's sets."""
+        return ((self.rows() if self.planar else 1) * self.pitch() | 1) * LINE
 
     def row_bytes(self) -> int:
-        return self.planes * self.plane_bytes()
+        return self.pitch() * LINE if self.planar else self.planes * self.plane_bytes()
 
     def nbytes(self) -> int:
-        assert self.grid is not None
-        return (self.halo[0] + self.grid.block_h + self.halo[1]) * self.row_bytes()
+        return self.planes * self.plane_bytes() * (1 if self.planar else self.rows())
 
     def around(self) -> tuple[Tensor, Tensor]:
         """The vectors of a halo [vectors, 3]: where each goes, where it comes from, which row of lanes it takes; and

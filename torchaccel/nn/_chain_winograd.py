@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchaccel.nn._chain_layout import LINE, Grid, Plane, Window
+from torchaccel.nn._chain_layout import Grid, Window
 from torchaccel.nn._chain_weights import GROUP
 from torchaccel.ops._winograd import OUTPUTS, matrices
 
@@ -28,21 +27,6 @@ class Weights(NamedTuple):
     columns: Tensor  # [steps] of [rows of the kernel, planes]
     first: Tensor  # [points * chunks + 1]
     chunks: int
-
-
-@dataclass(eq=False)
-class Points(Plane):
-    """An input at the points, [planes][rows][strips] vectors: a tile has several rows where strips are few."""
-
-    def plane_bytes(self) -> int:
-        assert self.grid is not None
-        return (self.grid.vectors() | 1) * LINE
-
-    def row_bytes(self) -> int:
-        return self.pitch() * LINE
-
-    def nbytes(self) -> int:
-        return self.planes * self.plane_bytes()
 
 
 def taps(window: Window) -> int:
