@@ -6,8 +6,8 @@
 // block (i, j), and rows x columns of vectors are the pixels of one block. So a neighbouring pixel is a neighbouring
 // vector, every tap of a convolution is a constant offset, whatever its stride, and every load is aligned. Around its
 // own pixels a block has a halo of those of its neighbours, or of padding; a step of its own fills it. The rows
-// of a plane may lie behind each other, or the planes of a row, so that what a tile of outputs reads is nearly one piece
-// of memory. Lanes and pixels that do not exist hold anything, and are never read by those that do.
+// of a plane may lie behind each other, or the planes of a row, so that what a tile of outputs reads is nearly one
+// piece of memory. Lanes and pixels that do not exist hold anything, and are never read by those that do.
 #pragma once
 
 #include <cstdint>

@@ -58,7 +58,7 @@ TORCHACCEL_INLINE void chain_tile(const ChainFloats& x, const void* in, int64_t 
 
 // Whether a vector is a row of the tensor outside: what layers without neighbours are given.
 TORCHACCEL_INLINE bool chain_is_row(const ChainStep& s, const ChainGrid& grid, const ChainData& d) {
-  return !d.nhwc && grid.grid_w == 16 && s.w == 16;
+  return !d.nhwc && grid.grid_w == 16 && grid.block_w == 1 && s.w == 16;
 }
 
 // Planes [begin, end) of floats.

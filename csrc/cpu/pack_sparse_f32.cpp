@@ -133,7 +133,6 @@ Lists lists_of(const std::vector<Row>& rows, const SparseF32& w) {
     }
   }
   lists.first.push_back(static_cast<int32_t>(lists.group.size() / 3));
-  lists.offsets.resize(lists.offsets.size() + static_cast<size_t>(w.offsets_a_step()), 0);
   return lists;
 }
 

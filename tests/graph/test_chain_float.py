@@ -15,7 +15,7 @@ from tests.graph.test_pools import IMAGES, near, tiny_resnet
 from tests.models import SmallNet, settled
 from tests.nn.chain_bodies import Layer, Recipe, make
 from torchaccel.demo.resnet import BasicBlock, Bottleneck
-from torchaccel.graph.chain import chain, chained, unchain
+from torchaccel.graph.chain import chain, chained, single, unchain
 from torchaccel.graph.choose_chains import choose_chains
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
@@ -155,6 +155,34 @@ def test_names_are_those_of_convolutions() -> None:
     assert found(graph, ["0", "1", "3"]) == [["0", "1", "2", "3"]]
     assert found(graph, ["3", "4"]) == [["3", "4"]] and found(graph, ["0", "3"]) == [["0"], ["3"]]
     assert found(graph, []) == []
+
+
+class Changed(nn.Module):
+    """What the first layer reads is changed in place before the second one runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer0, self.layer1, self.act = nn.Conv2d(8, 8, 1), sparse(), sparse(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y = self.layer0(h)
+        return self.act(h) + self.layer1(y)
+
+
+def test_what_is_changed_in_place_is_read_before() -> None:
+    model, x = Changed().eval(), torch.randn(2, 8, 9, 9)
+    graph = trace(model)
+    with torch.no_grad():
+        expected = model(x)
+        chain(graph)
+        torch.testing.assert_close(graph(x), expected)
+
+
+def test_which_layers_are_chains_by_themselves() -> None:
+    graph = graph_of(sparse(), sparse(), nn.Conv2d(8, 8, 1), sparse())
+    assert single(graph, ["0", "1", "3"]) == {"3"} and single(graph, ["0", "3"]) == {"0", "3"}
+    assert single(graph, ["0", "1"]) == set()
 
 
 def test_what_keeps_a_layer_out() -> None:

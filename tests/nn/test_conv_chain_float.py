@@ -56,6 +56,24 @@ def test_tensors_outside(isa: str, size: tuple[int, int, int], late: int) -> Non
             assert torch.equal(chain(laid_out(x[:n], "channels_last")), y)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("size", "layer"),
+    [
+        ((4, 1, 16), Layer(channels=8, kernel=(1, 3), stride=(1, 2), padding=(0, 1), pattern="unstructured")),
+        ((4, 2, 16), Layer(channels=8, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="unstructured")),
+        ((4, 1, 18), Layer(channels=8, kernel=(1, 3), pattern="unstructured")),
+        ((4, 2, 33), Layer(channels=8, kernel=(2, 2), stride=(2, 2), pattern="unstructured")),
+        ((16, 8, 20), Layer(channels=8, pattern="unstructured")),
+    ],
+)
+def test_images_of_few_rows(isa: str, size: tuple[int, int, int], layer: Layer) -> None:
+    recipe = Recipe((layer,), size)
+    body, x = make(recipe), images(recipe, 3)
+    with torch.no_grad(), running_on(isa, 1):
+        expected(body, x).check(ConvChain(body)(x))
+
+
 # A residual network's parts in one, larger than the random bodies: several tiles, every kind of step.
 NET = (
     Layer(channels=24, kernel=(7, 7), stride=(2, 2), padding=(3, 3), pattern="unstructured"),

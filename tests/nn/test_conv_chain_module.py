@@ -194,6 +194,25 @@ def test_a_backward_pass_says_that_there_is_none(body: fx.GraphModule) -> None:
         y.sum().backward()
 
 
+def test_trainable_weights_are_not_passed_by_in_silence() -> None:
+    chain = ConvChain(float_bodies.make(Recipe((Layer(channels=8, pattern="dense"),) * 2, (4, 6, 6))))
+    y = chain(torch.randn(2, 4, 6, 6))
+    assert y.requires_grad
+    with pytest.raises(RuntimeError, match="inference-only"):
+        y.sum().backward()
+
+
+def test_loaded_weights_are_those_that_count() -> None:
+    body = float_bodies.make(Recipe((Layer(channels=8, pattern="dense"), Layer(channels=8, pattern="1x4")), (4, 6, 6)))
+    chain, x = ConvChain(body), torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        before = chain(x)
+        chain.load_state_dict({n: t * 2 if t.is_floating_point() else t for n, t in chain.state_dict().items()})
+        after = chain(x)
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, body(x), rtol=1e-4, atol=1e-4)
+
+
 def test_memory_made_in_inference_mode_serves_outside_of_it(body: fx.GraphModule) -> None:
     chain, x = ConvChain(body), images(FLOATS, 2)
     with torch.inference_mode():

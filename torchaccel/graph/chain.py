@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
+from torchaccel.graph.shapes import changed_between
 from torchaccel.graph.trace import has_hooks, module_of
 from torchaccel.nn import ConvChain, Int8AdaptiveAvgPool2d, Int8Conv2d, SparseConv2d, SparseInt8Conv2d
 from torchaccel.nn.contiguous import Contiguous
@@ -39,6 +40,8 @@ def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Co
         if in_float(module) != floats or not _joins(graph, node, names):
             continue
         x, *residual = node.args
+        if changed_between(graph, source, start, node):  # a chain reads it where its last layer stood
+            continue
         # What a pooling layer reads, and in int8 a residual, has a range that only the chain's own layers know.
         loads = isinstance(module, _STARTS) and x is source
         if (x in run or loads) and all(r in run or (floats and r is source) for r in residual):
@@ -74,6 +77,12 @@ def runs(graph: fx.GraphModule, names: Collection[str] | None = None) -> list[li
             found.append(run)
             taken.update(run)
     return found
+
+
+def single(model: nn.Module, names: Collection[str]) -> set[str]:
+    """Of the layers that run in chains, those that are chains by themselves."""
+    found = runs(model, names) if isinstance(model, fx.GraphModule) else []
+    return {str(run[0].target) for run in found if len(run) == 1}
 
 
 def chain_of(graph: fx.GraphModule, run: list[fx.Node]) -> ConvChain:

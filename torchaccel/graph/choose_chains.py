@@ -46,7 +46,7 @@ def _faster_alone(
     faster = []
     for name, args in arguments(now, chains, inputs).items():
         steps = partial(now.get_submodule(name), *args), partial(chains[name], *args)
-        with contextlib.suppress(ValueError):  # it refuses what it is handed
+        with contextlib.suppress(ValueError, TypeError):  # it refuses what it is handed
             if _faster(*steps, _LEAST_BUDGET_S):
                 faster.append(name)
     return faster
@@ -87,18 +87,20 @@ def choose_chains(
     held = able | {name: layer for name, layer in dense.items() if isinstance(layer, DenseConv2d)}
 
     def trials(names: Collection[str]) -> list[_Trial]:
-        whole = assemble(model, chosen | able)
-        assert isinstance(whole, fx.GraphModule)
-        found = runs(whole, names)
-        several = [frozenset(str(node.target) for node in run) & held.keys() for run in found if len(run) > 1]
+        try:
+            whole = assemble(model, chosen | able)
+            assert isinstance(whole, fx.GraphModule)
+            found = runs(whole, names)
+        except Exception:  # the model's own code may read what a layer lost; `choose` has said so already
+            return []
+        made = []
+        for run in (run for run in found if len(run) > 1):
+            layers = frozenset(str(node.target) for node in run) & held.keys()
+            made.append(_Trial(layers, f"in a chain of {len(layers) if len(layers) > 1 else len(run)} layers"))
         alone = _faster_alone(whole, [run for run in found if len(run) == 1], assemble(model, chosen), inputs)
-        made = [_Trial(names, f"in a chain of {len(names)} layers") for names in several]
         return made + ([_Trial(frozenset(alone), "in a chain of its own")] if alone else [])
 
-    try:
-        pending = deque(trials(held.keys()))
-    except Exception:  # the model's own code may read what a layer lost; `choose` has said so already
-        return chosen, list(choices), chained
+    pending = deque(trials(held.keys()))
     budget_s = max(_BUDGET_S / max(len(pending), 1), _LEAST_BUDGET_S)
     now = running(assemble(model, chosen)) if pending else model
     while pending:
@@ -112,7 +114,7 @@ def choose_chains(
             result = None
         tick()
         if result is None:
-            if pruned != trial.names:
+            if pruned and pruned != trial.names:
                 pending.extend(trials(pruned))
             continue
         now, chosen, chained = tried, with_run, chained | trial.names

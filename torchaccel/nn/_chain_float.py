@@ -24,7 +24,7 @@ def _word(value: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
-def _window(m: SparseConv2d | DenseConv2d | nn.MaxPool2d) -> Window:
+def window_of(m: SparseConv2d | DenseConv2d | nn.MaxPool2d) -> Window:
     sizes = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     return Window(*(pair(type(m).__name__, name, getattr(m, name), least) for name, least in sizes))
 
@@ -54,7 +54,7 @@ class FloatBuilder(Builder):
 
     def conv(self, m: SparseConv2d | DenseConv2d, x: Plane, residual: Plane | None) -> Plane:
         require(m.in_channels == x.planes, "a convolution reads other channels")
-        window = _window(m)
+        window = window_of(m)
         entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0)
         step, y = entry.step, entry.y
         assert y is not None
@@ -71,9 +71,9 @@ class FloatBuilder(Builder):
         return y
 
     def _multiply(self, entry: Entry, m: SparseConv2d | DenseConv2d) -> None:
-        if m not in self.packed:
-            self.packed[m] = group(*_weight(m), _window(m))
-        packed, step = self.packed[m], entry.step
+        step, packed = entry.step, self.packed.get(m) or group(*_weight(m), window_of(m))
+        if isinstance(m, SparseConv2d):  # dense weights are as large as all else, and quickly packed
+            self.packed[m] = packed
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
         step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
         step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
@@ -108,7 +108,7 @@ class FloatBuilder(Builder):
         entry.window = Window((window.kernel[0], 1), (window.stride[0], 1), dilation=(window.dilation[0], 1))
 
     def max_pool(self, m: nn.MaxPool2d, x: Plane) -> Plane:
-        window = _window(m)
+        window = window_of(m)
         require(all(2 * p <= k for p, k in zip(window.padding, window.kernel, strict=True)), "too much padding")
         entry = self.windowed(Step(Kind.MAX_POOL), x, x.planes, window, 0)
         entry.step.blocks, entry.padding = len(window.taps()), _word(-torch.inf)

@@ -80,8 +80,9 @@ class ConvChain(nn.Module):
     float32 layers contiguous unless x is channels_last.
 
     The plan for a size of images is made at its first call and kept for the last 8 sizes; it copies the weights, so a
-    chain must not be trained or loaded into: `body` is what holds the state. Equivalent to `body(x)`: in int8 to the
-    bit, in float32 up to the order of the sums.
+    chain must not be trained: `body` is what holds the state. Equivalent to `body(x)`: in int8 to the bit, in float32
+    up to the order of the sums, but for dense layers by Winograd's method (csrc/cpu/chain_winograd.inl), whose errors
+    are as small as those of sums over all that four neighbouring outputs read.
     """
 
     def __init__(self, body: fx.GraphModule) -> None:
@@ -91,7 +92,7 @@ class ConvChain(nn.Module):
         self._dtype = torch.float32 if floats else torch.int8
         self._pointwise = floats and _pointwise(body)
         self._plans: OrderedDict[Any, _chain_plan.Plan | None] = OrderedDict()
-        self._packed: dict[nn.Module, Any] = {}  # weights, the same for all plans
+        self._packed: dict[nn.Module, Any] = {}  # pruned weights, the same for all plans
 
     def unsupported(self, device: torch.device) -> str | None:
         """Why no native kernel would serve the chain on `device`, or None."""
@@ -107,7 +108,7 @@ class ConvChain(nn.Module):
         if plan is None and key not in self._plans:
             with contextlib.suppress(_chain_plan.UnplannableError):
                 plan = _chain_plan.build(self.body, *key, self._packed)
-                for other in self._plans.values():  # the weights are the same for all sizes
+                for other in self._plans.values():  # weights are mostly the same for all sizes
                     if other is not None and torch.equal(other.values, plan.values):
                         plan.values = other.values
             self._plans[key] = plan
@@ -143,18 +144,27 @@ class ConvChain(nn.Module):
         return x.dtype == torch.float32 or (x.dtype in _check.INT8 and x.shape[1] % 4 == 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        guarded = _inference.needs_guard(x)
+        # Dense layers of the body have trainable weights.
+        inputs = (x, *self.body.parameters()) if torch.is_grad_enabled() else ()
+        guarded = _inference.needs_guard(*inputs)
         source = x.detach() if guarded else x
         if self._plannable(x):
             y = self._run(source)
         else:
             y = self.body(source)
-        return _inference.guard(y, x) if guarded else y
+        return _inference.guard(y, *inputs) if guarded else y
 
-    def _apply(self, fn, recurse=True):
+    def _forget(self) -> None:
         self._plans.clear()
         self._packed.clear()
+
+    def _apply(self, fn, recurse=True):
+        self._forget()
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args):
+        self._forget()
+        super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_plans": OrderedDict(), "_packed": {}}

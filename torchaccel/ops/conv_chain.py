@@ -363,7 +363,8 @@ def conv_chain(
 ) -> Tensor:
     """Run the layers of a plan, a few images at a time.
 
-    Results of int8 layers are those of the layers' own ops, to the bit; float32 sums are added up in another order.
+    Results of int8 layers are those of the layers' own ops, to the bit; float32 sums are added up in another order, and
+    those of dense layers may be made by Winograd's method, four outputs of a row together.
 
     The plan must be one that `nn.ConvChain` made for images of this size: its places are not checked again.
 
