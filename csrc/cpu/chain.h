@@ -1,4 +1,4 @@
-// A plan of conv_chain: what torchaccel/ops/conv_chain.py lays out, step by step, for one image or a few at a time.
+// A plan of conv_chain: what torchaccel/ops/_chain_step.py lays out, step by step, for one image or a few at a time.
 //
 // A "place" is one pixel of a plane, 4 bytes: one channel of float32, or four of uint8 (int8 with its sign bit
 // flipped). An activation is cut into blocks, grid_h x grid_w of them in each of `images` images, and a vector holds
@@ -21,7 +21,7 @@ struct ChainGrid {
   int64_t images, grid_h, grid_w, block_h, block_w;
 };
 
-// All in bytes unless said otherwise; the order of the fields is that of `Step` in torchaccel/ops/conv_chain.py.
+// All in bytes unless said otherwise; the order of the fields is that of `Step` in torchaccel/ops/_chain_step.py.
 struct ChainStep {
   int64_t kind;
   int64_t x, x_plane,

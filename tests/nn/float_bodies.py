@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
 from torchaccel.nn import SparseConv2d, _chain_float, _chain_winograd
 from torchaccel.nn.dense import DenseConv2d
+from torchaccel.ops._chain_step import SLAB
 from torchaccel.ops._winograd import OUTPUTS
-from torchaccel.ops.conv_chain import SLAB
 from torchaccel.testing import assert_exact_enough
 
 PATTERNS = "unstructured", "unstructured", "16x1", "1x4", "4x4", "2:4", "dense"

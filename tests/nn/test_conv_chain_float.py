@@ -15,7 +15,7 @@ from tests.nn.float_bodies import expected, make, recipes, spoil
 from torchaccel import _native
 from torchaccel.nn import ConvChain, _chain_builder, _chain_winograd
 from torchaccel.nn.conv_chain import TOGETHER
-from torchaccel.ops.conv_chain import SLAB, Kind, Step
+from torchaccel.ops._chain_step import SLAB, Kind, Step
 
 CASES = settings(max_examples=120, deadline=None, derandomize=True)
 ISAS = _native.isas_available() or ("reference",)

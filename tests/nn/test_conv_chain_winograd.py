@@ -14,8 +14,8 @@ from torchaccel.nn import ConvChain, SparseConv2d
 from torchaccel.nn._chain_layout import Window
 from torchaccel.nn._chain_winograd import fits
 from torchaccel.nn.dense import DenseConv2d
+from torchaccel.ops._chain_step import WINOGRAD_SLAB, Kind
 from torchaccel.ops._winograd import matrices
-from torchaccel.ops.conv_chain import WINOGRAD_SLAB, Kind
 from torchaccel.testing import assert_exact_enough
 
 ISAS = _native.isas_available() or ("reference",)

@@ -15,7 +15,8 @@ from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import _library
-from torchaccel.ops.conv_chain import SCRATCH, STEP_INTS, Step, _fake, _reference, supports
+from torchaccel.ops._chain_step import SCRATCH, STEP_INTS, Step
+from torchaccel.ops.conv_chain import _fake, _reference, supports
 
 RECIPE = Recipe((Layer(channels=8, kernel=(3, 3)), Layer(channels=6)), (8, 6, 7), torch.uint8)
 FLOATS = Recipe((Layer(channels=8, kernel=(3, 3), pattern="1x4"), Layer(pattern="unstructured")), (8, 6, 7))

@@ -11,7 +11,7 @@ from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import _native, ops
 from torchaccel.nn import _chain_plan
 from torchaccel.ops import blocks
-from torchaccel.ops.conv_chain import SCRATCH
+from torchaccel.ops._chain_step import SCRATCH
 
 OPS = torch.ops.torchaccel
 NO_TILES = (None, None, None)

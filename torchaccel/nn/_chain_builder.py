@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_layout import LINE, Entry, Grid, Pair, Plane, Window, best_grid, fit
-from torchaccel.ops.conv_chain import Kind, Step
+from torchaccel.ops._chain_step import Kind, Step
 
 LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""

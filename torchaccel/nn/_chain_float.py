@@ -16,7 +16,7 @@ from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
-from torchaccel.ops.conv_chain import TILE, Kind, Step
+from torchaccel.ops._chain_step import TILE, Kind, Step
 
 
 def _word(value: float) -> int:

@@ -15,7 +15,7 @@ from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
 from torchaccel.ops import blocks
-from torchaccel.ops.conv_chain import Kind, Step
+from torchaccel.ops._chain_step import Kind, Step
 
 TILES = {1: 8, 4: 15, 0: 15}
 """Vectors of a tile by the rows of a block: what registers hold with AVX-512, once or three times."""

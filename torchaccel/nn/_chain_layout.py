@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchaccel.ops.conv_chain import LANES, Step
+from torchaccel.ops._chain_step import LANES, Step
 
 LINE = 64
 """Bytes of a cache line, and of a vector of places."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchaccel.nn._chain_layout import LINE, Window
-from torchaccel.ops.conv_chain import SLAB, TILE
+from torchaccel.ops._chain_step import SLAB, TILE
 
 GROUP = 4
 """Output channels that are computed together."""

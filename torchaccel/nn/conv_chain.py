@@ -20,7 +20,8 @@ from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import _check, has_kernel
-from torchaccel.ops.conv_chain import SCRATCH, supports
+from torchaccel.ops._chain_step import SCRATCH
+from torchaccel.ops.conv_chain import supports
 
 _PLANS = 8
 """Sizes of images whose plans are kept."""

@@ -58,6 +58,7 @@ def hold_accuracy(
     # How sensitive the model is to each layer: that layer alone exchanged.
     shifts = {name: moved(dense, assemble(dense, {name: module}), inputs) for name, module in winners.items()}
     order = sorted(winners, key=lambda name: shifts[name], reverse=True)
+    alone = single(assemble(dense, winners), chained)
     back, group = 0, 1
     with progress.step("putting layers back", len(order)) as tick:
         while value < at_least and back < len(order):
@@ -67,7 +68,7 @@ def hold_accuracy(
             kept = {name: winners[name] for name in winners if name not in order[:back]}
             chains = set(chained).difference(order[:back])
             # Where a chain falls apart, what is left alone was not timed so.
-            chains -= single(assemble(dense, kept), chains) - single(assemble(dense, winners), chained)
+            chains -= single(assemble(dense, kept), chains) - alone
             fast = running(assemble(dense, kept, chains), inputs)
             value = evaluated(evaluate, fast, "optimized")
     restored = set(order[:back])
