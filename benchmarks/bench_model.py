@@ -44,7 +44,7 @@ def add_costs(result: Result, name: str, image: torch.Tensor) -> None:
     with tempfile.TemporaryDirectory() as folder:
         peaks = memory(result.model, name, image.shape[-1], Path(folder))
     result.report.data["costs"] = {"overhead": between, "memory": peaks}
-    print(f"batch 1: {between['ms']:.2f} ms, outside of operators {between['outside_share']:.1%} at most")
+    print(f"batch 1: {between['ms']:.2f} ms, outside of operators {between['outside_share']:.1%}")
     for form in ("eager float32", "torchaccel"):
         loading, running = peaks[form]["loading"], peaks[form]["running"]
         print(f"  {form:<14} memory: {loading:6.0f} MiB to load and run once, {running:6.0f} MiB from then on")

@@ -64,8 +64,7 @@ def steps_of(n: int, conv: nn.Conv2d, size: int, forms: Sequence[tuple[str, floa
     for pattern, sparsity in forms:
         layer, form = sparse(conv, pattern, sparsity), f"{pattern} {sparsity:.0%}"
         steps[form] = op_of(layer, x)
-        if pattern == "unstructured":
-            steps[f"chain, {form}"] = chain_of(layer, x)
+        steps[f"chain, {form}"] = chain_of(layer, x)
     return steps
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchaccel as ta
 from _common import child_environment
@@ -59,18 +60,34 @@ def memory(model: nn.Module, name: str, size: int, folder: Path) -> dict[str, An
     return {"unit": "MiB of resident memory beyond the libraries, batch 1", **found}
 
 
-def overhead(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, float]:
-    """Milliseconds of one call, and the share of it that torch.profiler sees outside of every operator.
+class Recorder(TorchDispatchMode):
+    """Keeps the operators that are called, with their arguments."""
 
-    That is Python and what leads to the dispatcher; the profiler's own time counts there too, so it is an upper bound.
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def overhead(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """Milliseconds of one call, and the share of it that is spent outside of operators: in modules and in Python.
+
+    The other part is what the operators of one call take, called again one after the other with the same arguments;
+    both are timed in turns.
     """
-    calls = 20
     with measure.inference():
-        (ms,) = measure.interleaved_ms([lambda: model(*inputs)])
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            in_all = measure.seconds(lambda: model(*inputs), calls) * calls
-    within = sum(event.time_range.elapsed_us() for event in profiled.events() if event.cpu_parent is None)
-    return {"ms": ms, "outside_share": max(1 - within / 1e6 / in_all, 0.0)}
+        with Recorder() as recorder:
+            model(*inputs)
+
+        def operators() -> None:
+            for func, args, kwargs in recorder.calls:
+                func(*args, **kwargs)
+
+        ms, within = measure.interleaved_ms([lambda: model(*inputs), operators], max_rounds=501)
+    return {"ms": ms, "outside_share": 1 - within / ms}
 
 
 def main() -> None:

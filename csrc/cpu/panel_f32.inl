@@ -5,6 +5,7 @@
 #pragma once
 
 #include "gather.inl"
+#include "unroll.h"
 
 // Neighbouring output pixels of one row of one image.
 struct PixelRun {
@@ -85,9 +86,7 @@ template <int kStride>
 static void copy_channels(const Sources& from, int64_t channels, int64_t plane, int64_t stride, float* to) {
   const F32 zero = f32_splat(0.0f);
   const Source a = from.n > 0 ? from.source[0] : Source{to, 0}, b = from.n > 1 ? from.source[1] : a;
-  if (kStride == 1 && a.lanes == 0xffff) {
-    for (int64_t c = 0; c < channels; ++c) f32_store(to + c * kTilePixels, f32_load(a.from + c * plane));
-  } else if (from.n <= 1) {
+  if (from.n <= 1) {
     for (int64_t c = 0; c < channels; ++c) {
       f32_store(to + c * kTilePixels, load_source<kStride>(zero, a, c * plane, stride));
     }
@@ -101,15 +100,35 @@ static void copy_channels(const Sources& from, int64_t channels, int64_t plane, 
   }
 }
 
+// Whole vectors of neighbours: channel by channel, lines that follow each other.
+template <int V>
+static void copy_vectors(const Sources* from, int64_t vectors, int64_t channels, int64_t plane, float* to) {
+  if constexpr (V > 1) {
+    if (vectors < V) return copy_vectors<V - 1>(from, vectors, channels, plane, to);
+  }
+  const float* first[V];
+  TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) first[v] = from[v].source[0].from;
+  for (int64_t c = 0; c < channels; ++c, to += kTilePixels) {
+    TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) f32_store(to + 16 * v, f32_load(first[v] + c * plane));
+  }
+}
+
 static void fill_contiguous(const Input& in, const Tile& tile, int64_t begin, int64_t end, float* to) {
   const int64_t channels = in.c / 4, plane = in.h * in.w, stride = in.stride_w;
+  const int64_t vectors = (tile.count + 15) / 16;
   Sources sources[kTilePixels / 16];
   for (int64_t k = begin; k < end;) {
     const int64_t tap = k / channels, c = k % channels;
     const int64_t taken = channels - c < end - k ? channels - c : end - k;
     set_sources(in, tile, tap / in.kw, tap % in.kw, c, sources);
-    const auto copy = stride == 1 ? copy_channels<1> : stride == 2 ? copy_channels<2> : copy_channels<0>;
-    for (int64_t v = 0; 16 * v < tile.count; ++v) copy(sources[v], taken, plane, stride, to + 16 * v);
+    bool whole = stride == 1;
+    for (int64_t v = 0; v < vectors; ++v) whole = whole && sources[v].n == 1 && sources[v].source[0].lanes == 0xffff;
+    if (whole) {
+      copy_vectors<kTilePixels / 16>(sources, vectors, taken, plane, to);
+    } else {
+      const auto copy = stride == 1 ? copy_channels<1> : stride == 2 ? copy_channels<2> : copy_channels<0>;
+      for (int64_t v = 0; v < vectors; ++v) copy(sources[v], taken, plane, stride, to + 16 * v);
+    }
     to += taken * kTilePixels;
     k += taken;
   }

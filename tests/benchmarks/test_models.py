@@ -6,7 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -47,32 +47,22 @@ def test_memory_counts_what_a_model_holds() -> None:
     assert found["loading"] > 97
 
 
-class Recorded:
-    """In the profiler's place: two outer operators of 3 and 2 seconds, one of which calls another."""
-
-    def __init__(self, activities: object) -> None:
-        pass
-
-    def __enter__(self) -> Recorded:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        pass
-
-    def events(self) -> list[SimpleNamespace]:
-        def event(seconds: float, parent: object) -> SimpleNamespace:
-            return SimpleNamespace(time_range=SimpleNamespace(elapsed_us=lambda: seconds * 1e6), cpu_parent=parent)
-
-        outer = event(3.0, None)
-        return [outer, event(2.9, outer), event(2.0, None)]
-
-
 def test_overhead_is_the_time_outside_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_costs, "profile", Recorded)
-    monkeypatch.setattr(model_costs.measure, "interleaved_ms", lambda steps: [400.0])
-    monkeypatch.setattr(model_costs.measure, "seconds", lambda step, calls: 8.0 / calls)
-    found = model_costs.overhead(nn.ReLU(), (torch.ones(1),))
-    assert found == {"ms": 400.0, "outside_share": pytest.approx(3 / 8)}
+    """What the whole call is compared with are its operators and nothing else, on the same tensors."""
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()), torch.randn(1, 2, 2)
+
+    def interleaved_ms(steps: list[Callable[[], object]], **_: object) -> list[float]:
+        called = []
+        for step in steps:
+            with model_costs.Recorder() as recorder:
+                step()
+            called.append([(func, [a.data_ptr() for a in args if a is x]) for func, args, _ in recorder.calls])
+        assert called[0] == called[1]
+        assert len(called[0]) >= 3
+        return [8.0, 5.0]
+
+    monkeypatch.setattr(model_costs.measure, "interleaved_ms", interleaved_ms)
+    assert model_costs.overhead(model, (x,)) == {"ms": 8.0, "outside_share": pytest.approx(3 / 8)}
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
