@@ -120,8 +120,8 @@ class ConvChain(nn.Module):
     @torch.compiler.disable
     def _run(self, x: Tensor) -> Tensor:
         if self._pointwise and x.shape[2:] != (shape := flattened(*x.shape[2:])):
-            y = self._run(x.flatten(2).unflatten(2, shape))
-            return y.flatten(2).unflatten(2, x.shape[2:]) if y.shape[2:] == shape else y
+            y = self._run(x.reshape(*x.shape[:2], *shape))
+            return y.reshape(*y.shape[:2], *x.shape[2:]) if y.shape[2:] == shape else y
         threads = torch.get_num_threads()
         each, left = divmod(x.shape[0], threads)
         groups = -(-each // TOGETHER[self._dtype])
