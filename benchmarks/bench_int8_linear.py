@@ -1,11 +1,14 @@
 """int8_linear, float32 out, against oneDNN's float32 linear with packed weights (what a frozen torch.compile calls).
 
-Beside it layers that quantize their input at each call: torch's by each of its engines, and Int8Linear. With --cold
-each step goes round copies of its weights that together exceed the caches.
+Beside it layers that quantize their input at each call: torch's by each of its engines, torchao's, compiled, where it
+is installed, and Int8Linear. With --cold each step but torchao's goes round copies of its weights that together exceed
+the caches.
 """
 
 import copy
+import importlib.util
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,6 +29,15 @@ def torch_dynamic(linear: nn.Linear, engine: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it will move to torchao
         return torch.ao.quantization.quantize_dynamic(nn.Sequential(copy.deepcopy(linear)), {nn.Linear})[0]
+
+
+def torchao_dynamic(linear: nn.Linear) -> nn.Module:
+    """torchao's dynamically quantized layer, compiled and frozen."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = nn.Sequential(copy.deepcopy(linear)).eval()
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return torch.compile(model, options={"freezing": True})
 
 
 def main() -> None:
@@ -54,6 +66,8 @@ def main() -> None:
             **{name: rotated(call, [torch_dynamic(linear, name) for linear in linears]) for name in ENGINES},
             "Int8Linear, dynamic": rotated(call, layers),
         }
+        if copies == 1 and importlib.util.find_spec("torchao"):
+            steps["torchao, compiled"] = partial(torchao_dynamic(linears[0]), x)
         bench.row(f"M={m} N={n} K={k}", m * n * k / 1e9, "GMAC/s", steps)
     bench.finish()
 

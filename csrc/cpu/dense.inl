@@ -10,9 +10,6 @@
 #include "gather.inl"
 #include "thin.inl"
 
-// How far ahead of their use weights are asked for: the hardware runs ahead to the end of a page.
-constexpr int64_t kPrefetchBytes = 4096;
-
 // acc [kRows][32] = x [depth4][16][4] times kVectors blocks of 16 channels, w_stride bytes apart.
 template <int kRows, int kVectors>
 static void dense_tile(const uint8_t* x, const int8_t* w, int64_t w_stride, int64_t depth4, int32_t* acc) {
