@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from torch import nn
 
 from tests.nn.cases import pruned, symmetric
 from torchaccel.nn import Int8Conv2d, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn.dense import DenseConv2d
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -45,3 +47,20 @@ def test_any_geometry(batch, size, channels, kernel, stride, dilation, padding, 
     for layer in layers:
         expected = layer.to_float().double()(x.double())
         torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding", "dilation"),
+    [
+        ((3, 8, 10, 1), (2, 3), (1, 2), (1, 5), (1, 2)),
+        ((2, 4, 18, 1), (1, 1), (2, 3), (1, 4), (1, 2)),
+        ((1, 20, 16, 1), (3, 1), (1, 3), (5, 2), (3, 2)),
+        ((2, 8, 9, 9), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_dense_layers_take_any_padding(shape, kernel, stride, padding, dilation) -> None:
+    """Three on which oneDNN's op with packed weights ends the process, and one that it takes."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(shape[1], 8, kernel, stride, padding, dilation), torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(DenseConv2d.from_float(conv)(x), conv(x))

@@ -106,9 +106,15 @@ class DenseConv2d(_Dense, nn.Conv2d):
             "activation": self.activation,
         }
 
+    def _plainly_padded(self) -> bool:
+        """Whether the padding is no wider than what the kernel reaches: on some that are, oneDNN's op crashes."""
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        return all(p <= d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel_size, strict=True))
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         x = input  # named as in the layer that this one stands in for
-        if not self._onednn(x) or self.padding_mode != "zeros" or isinstance(self.padding, str) or x.dim() != 4:
+        if not self._onednn(x) or not self._plainly_padded() or x.dim() != 4:
             return self._finish(super().forward(x), residual)
         geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
         if self._stale():
