@@ -1,14 +1,12 @@
 // Weight-sparse float32 convolutions of a chain: 16 blocks' pixels in a vector, weights broadcast; see chain.h.
 //
-// A nonzero costs a broadcast of its weight and one multiply-add for each vector of the tile, whose operand comes
-// straight from the activation, aligned, wherever its column lies. Four output channels are computed together, to
-// overlap the latencies of their loads and sums. K goes in chunks whose inputs stay in L1; the sums of a slab of
-// channels wait in L2 meanwhile. Each step's offsets are read two steps ahead: behind the loads of the vectors, which
-// keep both ports busy, they would come too late. Roofline: two loads a cycle. Sums are fused multiply-adds.
+// The operand of a nonzero comes straight from the activation, aligned, wherever its column lies (sparse_steps.inl).
+// Four output channels are computed together, to overlap the latencies of their loads and sums. K goes in chunks whose
+// inputs stay in L1; the sums of a slab of channels wait in L2 meanwhile.
 #pragma once
 
 #include "epilogue.inl"
-#include "unroll.h"
+#include "sparse_steps.inl"
 
 // A tile of a row, of one slab of output channels.
 struct ChainTileF32 {
@@ -17,50 +15,6 @@ struct ChainTileF32 {
   uint8_t* y;
   int64_t slab, chunk;
 };
-
-// The offsets of four channels, 32 bits each.
-struct ChainOffsets {
-  uint64_t low, high;
-  static inline __attribute__((always_inline)) ChainOffsets load(const int32_t* p) {
-    ChainOffsets o;
-    memcpy(&o, p, sizeof(o));
-    asm volatile("" : "+r"(o.low), "+r"(o.high));  // keeps the loads here
-    return o;
-  }
-  int32_t operator[](int i) const { return static_cast<int32_t>((i < 2 ? low : high) >> 32 * (i % 2)); }
-};
-
-// sums [kRows][V] of channels `row` .. `row + kRows - 1` of a group.
-template <int kRows, int V, int kAcross, bool kShared>
-TORCHACCEL_INLINE void chain_multiply(const float* values, const int32_t* offsets, int64_t steps, int row,
-                                      const uint8_t* x, F32 (&sums)[kRows][V]) {
-  if (kShared) {
-    for (int64_t i = 0; i < steps; ++i, values += 4) {
-      const uint8_t* from = x + offsets[i];
-      const Quad quad = quad_load(values);
-      TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) {
-        const F32 pixels = f32_load(reinterpret_cast<const float*>(from + kAcross * v));
-        TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) sums[r][v] =
-            f32_fma(pixels, quad_splat(quad, row + r), sums[r][v]);
-      }
-    }
-    return;
-  }
-  ChainOffsets next = ChainOffsets::load(offsets), after = ChainOffsets::load(offsets + 4);
-  for (int64_t i = 0; i < steps; ++i, values += 4) {
-    const ChainOffsets here = next;
-    offsets += 4;
-    next = after;
-    after = ChainOffsets::load(offsets + 4);
-    const Quad quad = quad_load(values);
-    TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) {
-      const uint8_t* from = x + here[row + r];
-      const F32 weight = quad_splat(quad, row + r);
-      TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
-          f32_fma(f32_load(reinterpret_cast<const float*>(from + kAcross * v)), weight, sums[r][v]);
-    }
-  }
-}
 
 // The groups of one slab and chunk.
 template <int V, int kAcross, bool kShared>
@@ -86,7 +40,7 @@ static void chain_groups(const ChainStep& step, const ChainData& data, const Cha
         const F32 start = f32_splat(bias[channels[row + r]]);
         TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = begins ? start : f32_load(before + 16 * v);
       }
-      chain_multiply<kRowsAtOnce, V, kAcross, kShared>(values, offsets, group[1], row, t.x, sums);
+      multiply_steps<Offsets32, kRowsAtOnce, V, kAcross, kShared>(values, offsets, group[1], row, t.x, sums);
       TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
         const int64_t channel = channels[row + r];
         if (!ends) {

@@ -131,7 +131,7 @@ static void winograd_multiply(const ChainStep& s, const ChainData& d, int64_t sl
           TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
               part % s.chunks == 0 ? f32_splat(0.0f) : f32_load(at + 16 * (V * r + v));
         }
-        chain_multiply<kRowsAtOnce, V, 64, true>(values + 4 * g * steps, offsets, steps, row, x, sums);
+        multiply_steps<Offsets32, kRowsAtOnce, V, 64, true>(values + 4 * g * steps, offsets, steps, row, x, sums);
         TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
           TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) f32_store(at + 16 * (V * r + v), sums[r][v]);
         }

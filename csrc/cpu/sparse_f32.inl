@@ -1,58 +1,15 @@
 // Weight-sparse float32 convolution: 96 output pixels in lanes, weights broadcast.
 //
-// A nonzero costs a broadcast of its weight and one multiply-add for each vector of pixels, whose operand comes from a
-// panel in L1 (panel_f32.inl), wherever its column lies. Four output channels are computed together, to overlap the
-// latencies of their loads and sums; channels with as many nonzeros share a group, so that loops end where they are
-// predicted to. Each step's offsets are read two steps ahead: behind the loads of the vectors, which keep both ports
-// busy, they would come too late. A deep K is taken in chunks, the sums of up to 1024 channels waiting in L2 meanwhile.
-// Bias, residual and activation are applied in registers where the output is contiguous; for channels_last the sums are
-// transposed first. Roofline: the two loads a cycle, 7 for 6 multiply-adds. Sums are fused multiply-adds in ascending
-// K, rounded once a product.
+// The operand of a nonzero comes from a panel in L1 (panel_f32.inl), wherever its column lies (sparse_steps.inl). Four
+// output channels are computed together, to overlap the latencies of their loads and sums; channels with as many
+// nonzeros share a group, so that loops end where they are predicted to. A deep K is taken in chunks, the sums of up to
+// 1024 channels waiting in L2 meanwhile. Bias, residual and activation are applied in registers where the output is
+// contiguous; for channels_last the sums are transposed first. Roofline: 7 loads for 6 multiply-adds.
 #pragma once
 
 #include "epilogue.inl"
 #include "panel_f32.inl"
-#include "unroll.h"
-
-// The offsets of kRows rows from `p` on, 16 bits each.
-template <int kRows>
-TORCHACCEL_INLINE uint64_t load_offsets(const uint16_t* p) {
-  uint64_t word = 0;
-  memcpy(&word, p, sizeof(uint16_t) * kRows);
-  return word;
-}
-
-// sums [kRows][kVectors] of rows `row` .. `row + kRows - 1` of a group.
-template <int kRows, int kVectors, bool kShared>
-TORCHACCEL_INLINE void multiply_group(const float* values, const uint16_t* offsets, int64_t steps, int row,
-                                      const float* panel, F32 (&sums)[kRows][kVectors]) {
-  constexpr int kOffsets = kShared ? 1 : kRows, kStep = kShared ? 1 : kGroupRows;
-  const char* const data = reinterpret_cast<const char*>(panel);
-  uint64_t next = load_offsets<kOffsets>(offsets), after = load_offsets<kOffsets>(offsets + kStep);
-  for (int64_t i = 0; i < steps; ++i, values += kGroupRows) {
-    const uint64_t word = next;
-    offsets += kStep;
-    next = after;
-    after = load_offsets<kOffsets>(offsets + kStep);
-    asm volatile("" : "+r"(after));  // keeps the load here
-    const Quad quad = quad_load(values);
-    if (kShared) {
-      const float* x = reinterpret_cast<const float*>(data + word);
-      TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const F32 pixels = f32_load(x + 16 * v);
-        TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) sums[r][v] =
-            f32_fma(pixels, quad_splat(quad, row + r), sums[r][v]);
-      }
-    } else {
-      TORCHACCEL_UNROLL for (int r = 0; r < kRows; ++r) {
-        const float* x = reinterpret_cast<const float*>(data + static_cast<uint16_t>(word >> 16 * r));
-        const F32 weight = quad_splat(quad, row + r);
-        TORCHACCEL_UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] =
-            f32_fma(f32_load(x + 16 * v), weight, sums[r][v]);
-      }
-    }
-  }
-}
+#include "sparse_steps.inl"
 
 // Residual and activation of n sums, whose place in the output is `at`.
 TORCHACCEL_INLINE void finish_f32(const OutputF32& out, int64_t at, F32 y, int64_t n) {
@@ -107,6 +64,7 @@ static void multiply_slab(const SparseF32& given, const OutputF32& to, const Til
                       (out.activation == Activation::kNone || out.activation == Activation::kRelu);
   const F32 floor = f32_splat(out.activation == Activation::kRelu ? 0.0f : -__builtin_inff());
   const int32_t* group = weights.group + 3 * weights.first[list];
+  const uint8_t* panel = reinterpret_cast<const uint8_t*>(chunk.panel);
   alignas(64) float row_sums[kTilePixels];
   for (const int32_t* last = weights.group + 3 * weights.first[list + 1]; group < last; group += 3) {
     uint8_t rows[kGroupRows];
@@ -123,8 +81,8 @@ static void multiply_slab(const SparseF32& given, const OutputF32& to, const Til
           sums[r][v] = chunk.begins ? bias : f32_load(before + 16 * v);
         }
       }
-      multiply_group<kRowsAtOnce, kVectors, kShared>(
-          weights.values + group[0] * kGroupRows, kShared ? offsets : offsets + row, group[1], row, chunk.panel, sums);
+      multiply_steps<Offsets16, kRowsAtOnce, kVectors, 64, kShared>(weights.values + group[0] * kGroupRows, offsets,
+                                                                    group[1], row, panel, sums);
       TORCHACCEL_UNROLL for (int r = 0; r < kRowsAtOnce; ++r) {
         const int64_t place = rows[row + r], channel = slab * kSlabRows + place;
         if (direct) {
