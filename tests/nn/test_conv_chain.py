@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.nn.chain_bodies import Layer, Recipe, by_reference, images, laid_out, make, recipes, running_on
+from tests.nn.chain_recipes import DEPTHWISE
 from torchaccel import _native
 from torchaccel.nn import ConvChain, _chain_builder
 from torchaccel.nn.conv_chain import TOGETHER
@@ -48,6 +49,8 @@ NET = (
     Layer(channels=16, pattern="1x4", dtype=torch.int8),
     Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
     Layer(back=0, residual=True, channels=24),
+    Layer(channels=16, groups=DEPTHWISE, kernel=(3, 3), padding=(1, 1), activation="relu6", density=0.9),
+    Layer(channels=32, groups=4, kernel=(3, 3), padding=(1, 1), density=0.8),
     Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="1x4", dtype=torch.int8),
     Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, dtype=torch.int8),
     Layer(kernel=(3, 3), padding=(2, 2), dilation=(2, 2), back=1, residual=True, activation="relu6", coarse=6),

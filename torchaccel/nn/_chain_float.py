@@ -37,6 +37,11 @@ def _group(m: SparseConv2d | DenseConv2d) -> Groups:
     return group(weight, blocks.block_of(m.pattern)[0] % GROUP == 0, window_of(m))
 
 
+def may_transform(m: SparseConv2d | DenseConv2d) -> bool:
+    """Whether a layer may be one of Winograd's."""
+    return isinstance(m, DenseConv2d) and m.groups == 1 and winograd.fits(m.weight, window_of(m))
+
+
 class FloatBuilder(Builder):
     def __init__(
         self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype, packed: dict[nn.Module, Groups]
@@ -61,7 +66,7 @@ class FloatBuilder(Builder):
         if residual is not None:
             require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
             entry.residual = residual
-        if isinstance(m, DenseConv2d) and m.groups == 1 and winograd.fits(m.weight, window):
+        if isinstance(m, DenseConv2d) and may_transform(m):
             self.dense[entry] = m
             entry.weight_bytes = 4 * m.weight.numel()
         else:
