@@ -81,7 +81,7 @@ NET = (
     Layer(channels=16, pattern="1x4"),
     Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
     Layer(back=0, residual=True, pattern="unstructured", density=0.2),
-    Layer(channels=16, groups=DEPTHWISE, kernel=(3, 3), padding=(1, 1), activation="relu6", pattern="dense", density=0.9),
+    Layer(channels=16, groups=DEPTHWISE, kernel=(3, 3), padding=(1, 1), pattern="dense", density=0.9),
     Layer(channels=32, groups=4, kernel=(3, 3), padding=(1, 1), pattern="dense", density=0.8),
     Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="16x1"),
     Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, pattern="dense"),
