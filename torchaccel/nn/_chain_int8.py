@@ -7,7 +7,7 @@ from torch import fx
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
-from torchaccel.nn._chain_weights import Blocks, blocks_of_4, grouped_blocks
+from torchaccel.nn._chain_weights import Blocks, blocks_of_4, grouped_blocks, quads
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_conv2d import Int8Conv2d
@@ -77,6 +77,7 @@ class Int8Builder(Builder):
             self._keep_blocks(entry, block[0], Blocks(m.values, m.columns.long(), bounds))
         elif isinstance(m, Int8Conv2d) and m.groups > 1:
             self._keep_blocks(entry, 4, grouped_blocks(m.weight, m.groups))
+            self._keep_quads(entry, m)
         else:
             if isinstance(m, SparseInt8Conv2d):
                 size = m.in_channels, m.kernel_size
@@ -96,6 +97,14 @@ class Int8Builder(Builder):
         step.block_rows, step.row_offsets = rows, self.indices.keep(kept.bounds)
         step.values, entry.columns = self.values.keep(kept.values), kept.columns
         entry.weight_bytes = kept.values.numel() + 4 * kept.columns.numel()
+
+    def _keep_quads(self, entry: Entry, m: Int8Conv2d) -> None:
+        """A second form of the weights, for depthwise layers whose neighbouring outputs are neighbouring vectors."""
+        depthwise = m.groups == m.in_channels == m.out_channels
+        neighbouring = m.stride[1] == 1 and m.dilation[1] == 1 and m.kernel_size[1] > 1
+        if not depthwise or not neighbouring or entry.residual is not None or (of := quads(m.weight)) is None:
+            return
+        entry.step.quads, (entry.step.kernel_h, entry.step.kernel_w) = self.values.keep(of), m.kernel_size
 
     def _requantization(self, m: Int8Conv, planes: int) -> int:
         assert m.output_scale is not None

@@ -13,6 +13,8 @@ from torchaccel.ops._chain_step import SLAB, TILE
 
 GROUP = 4
 """Output channels that are computed together."""
+_QUADS = {3: (1, 2), 5: (2, 4), 7: (2, 2)}
+"""By the widest kernel: quads of a row, and neighbouring outputs that read them; `ChainQuads` in csrc/cpu/chain.h."""
 _TILE_BYTES = 40 << 10
 """Inputs of a tile that stay in L1 beside its sums."""
 _LEAST_STEPS = 10
@@ -59,6 +61,16 @@ def grouped_blocks(weight: Tensor, groups: int) -> Blocks:
     of_four = kh * kw * planes
     counts = torch.bincount(kept // of_four, minlength=-(-o // 4))
     return Blocks(values, kept % of_four, F.pad(counts.cumsum(0), (1, 0)))
+
+
+def quads(weight: Tensor) -> Tensor | None:
+    """int8 [C, 1, kh, kw] as [ceil(C / 4), kh, quads of a row, outputs, 4 channels, 4 taps]; None if it is too wide."""
+    width = weight.shape[3]
+    if width > max(_QUADS):
+        return None
+    of_row, outputs = next(of for widest, of in _QUADS.items() if width <= widest)
+    shifted = [F.pad(weight[:, 0], (o, 4 * of_row - width - o, 0, 0, 0, -len(weight) % 4)) for o in range(outputs)]
+    return torch.stack(shifted).unflatten(3, (of_row, 4)).unflatten(1, (-1, 4)).permute(1, 3, 4, 0, 2, 5)
 
 
 def _chunk_channels(weight: Tensor, window: Window) -> int:
