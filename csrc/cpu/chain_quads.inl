@@ -8,27 +8,25 @@
 
 #ifdef TORCHACCEL_QUADS
 
-// The first `count` of kOutputs neighbouring outputs of a plane; what the others read need not exist.
-template <int kOfRow, int kOutputs>
+// The first `count`, at most kNow, of kOutputs neighbouring outputs of a plane; what others read need not exist.
+template <int kOfRow, int kOutputs, int kNow>
 TORCHACCEL_INLINE void chain_quads(int64_t rows, const int32_t* offsets, const int8_t* values, const uint8_t* x,
                                    const ChainOut& out, F32 scale, F32 bias, I32 start, uint8_t* y, int64_t count) {
-  I32 sums[kOutputs][4];
-  TORCHACCEL_UNROLL for (int o = 0; o < kOutputs; ++o) {
-    TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) sums[o][k] = start;
-  }
+  I32 sums[kNow][4];
+  TORCHACCEL_UNROLL for (int o = 0; o < kNow; ++o) { TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) sums[o][k] = start; }
   for (int64_t r = 0; r < rows; ++r) {
     const uint8_t* from = x + offsets[r];
     TORCHACCEL_UNROLL for (int q = 0; q < kOfRow; ++q, from += 256, values += 16 * kOutputs) {
       X taps[4];
       TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) taps[k] = x_load(from + 64 * k);
       x_transpose4(taps);
-      TORCHACCEL_UNROLL for (int o = 0; o < kOutputs; ++o) {
+      TORCHACCEL_UNROLL for (int o = 0; o < kNow; ++o) {
         const W weights = w_quad(values + 16 * o);
         TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) sums[o][k] = dot4(sums[o][k], taps[k], weights);
       }
     }
   }
-  TORCHACCEL_UNROLL for (int o = 0; o < kOutputs; ++o) {
+  TORCHACCEL_UNROLL for (int o = 0; o < kNow; ++o) {
     if (o >= count) break;
     I32 steps[4];
     TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) steps[k] = chain_steps<false>(out, sums[o][k], scale, bias, X(), W());
@@ -50,8 +48,14 @@ static void chain_quads_of_tile(const ChainStep& s, const ChainData& d, const Ch
   const int32_t* offsets = d.indices + s.quad_offsets;
   const F32 scale = quad_load(out.scale), bias = quad_load(out.bias);
   const I32 start = i32_quad(out.starts);
-  for (int64_t v = 0; v < vectors; v += kOutputs) {
-    chain_quads<kOfRow, kOutputs>(rows, offsets, values, x + 64 * v, out, scale, bias, start, y + 64 * v, vectors - v);
+  int64_t v = 0;
+  for (; v + kOutputs / 2 < vectors; v += kOutputs) {
+    chain_quads<kOfRow, kOutputs, kOutputs>(rows, offsets, values, x + 64 * v, out, scale, bias, start, y + 64 * v,
+                                            vectors - v);
+  }
+  if (v < vectors) {
+    chain_quads<kOfRow, kOutputs, kOutputs / 2>(rows, offsets, values, x + 64 * v, out, scale, bias, start, y + 64 * v,
+                                                vectors - v);
   }
 }
 
