@@ -38,6 +38,36 @@ class SmallNet(nn.Module):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
+class Inverted(nn.Module):
+    """A depthwise convolution between two of 1x1, in the order of MobileNetV2's block."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, widen: int = 3) -> None:
+        super().__init__()
+        c, act = widen * c_in, nn.ReLU6(inplace=True)
+        wide = nn.Conv2d(c_in, c, 1, bias=False), nn.BatchNorm2d(c), act
+        depthwise = nn.Conv2d(c, c, 3, stride, 1, groups=c, bias=False), nn.BatchNorm2d(c), act
+        self.conv = nn.Sequential(*wide, *depthwise, nn.Conv2d(c, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+        self.shortcut = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class SmallMobileNet(nn.Module):
+    """A stem, three inverted residual blocks, one of grouped convolutions, and a classifier."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(inplace=True))
+        self.blocks = nn.Sequential(Inverted(8, 8), Inverted(8, 14, 2), Inverted(14, 14))
+        self.grouped = nn.Sequential(nn.Conv2d(14, 28, 3, 1, 1, groups=2), nn.ReLU6())
+        self.head = nn.Linear(28, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(self.grouped(self.blocks(self.stem(x))), 1)
+        return self.head(x.flatten(1))
+
+
 class Branching(nn.Module):
     """Python that torch.fx cannot record: the path depends on values."""
 

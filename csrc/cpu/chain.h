@@ -48,7 +48,17 @@ struct ChainStep {
   int64_t padding;                       // a halo's place outside of the image, as a word
   int64_t stride_h, stride_w;  // of the pixels that a copy from lanes to others takes; h x w are what it gives
   int64_t points;              // of Winograd's transform, 6 or 7; it reads `w` vectors of a row, stride_w apart
+  int64_t quads;               // where the weights of a depthwise int8 convolution begin in quads, -1: there are none
+  int64_t quad_offsets;  // where the offsets of its kernel's rows begin, from an output of a plane to the first tap
+  int64_t kernel_h, kernel_w;
 };
+
+// Quads of neighbouring taps that a row of a kernel and some neighbouring outputs read, and how many outputs that are.
+struct ChainQuads {
+  int of_row, outputs;
+};
+constexpr ChainQuads kChainQuads3 = {1, 2}, kChainQuads5 = {2, 4},
+                     kChainQuads7 = {2, 2};  // for widths of up to 3, 5, 7
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 
@@ -68,6 +78,10 @@ static_assert(kChainScratch >= kChainSlab * kChainTile * 64);
 //
 // The offsets of a halo: [blocks][3], where a vector goes, where it comes from, both from the first pixel on, and its
 // row of lanes [16], each a lane of the source or -1 for padding.
+//
+// Where neighbouring outputs of a depthwise int8 convolution are neighbouring vectors, its weights are there a second
+// time, in quads: [planes][kernel_h][quads of a row][outputs][4 channels][4 taps], for as many neighbouring outputs as
+// ChainQuads says, each a place further right. An instruction set takes the form that is faster on it.
 //
 // Float32 weights are cut into slabs of output channels x chunks of K, each a list of groups of four channels:
 // row_offsets [slabs * chunks + 1] are the first group of each; starts [groups][6] are a group's first step, its steps,

@@ -171,6 +171,8 @@ TORCHACCEL_INLINE void chain_tile(const ChainStep& s, const ChainData& d, const 
   }
 }
 
+#include "chain_quads.inl"
+
 // Tasks [begin, end) of tiles x planes.
 static void chain_conv_int8(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
   const int64_t parts = (s.columns + s.tile - 1) / s.tile;  // of a row
@@ -193,6 +195,7 @@ static void chain_conv_int8(const ChainStep& s, const ChainData& d, int64_t begi
     if (s.residual >= 0) {
       t.residual += s.residual + plane * s.residual_plane + row * s.residual_pitch + 64 * first;
     }
+    if (chain_quads(s, d, t, out, plane, vectors)) continue;
     if (s.block_rows == 1) {
       chain_tile<1, kChainVectors1>(s, d, t, out, plane, vectors);
     } else {

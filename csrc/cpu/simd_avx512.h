@@ -123,6 +123,31 @@ TORCHACCEL_INLINE W w_load(const int8_t* p) { return _mm512_loadu_si512(p); }
 TORCHACCEL_INLINE W w_splat(int32_t word) { return _mm512_set1_epi32(word); }
 TORCHACCEL_INLINE I32 dot4(I32 acc, X x, W w) { return _mm512_dpbusd_epi32(acc, x, w); }
 
+// Quads: four neighbouring taps of one channel in the four bytes of a dword.
+#define TORCHACCEL_QUADS
+// Byte j of dword i of the k-th becomes byte i of dword k of the j-th, in each 128 bits.
+TORCHACCEL_INLINE void x_transpose4(X (&a)[4]) {
+  const __m512i p = _mm512_unpacklo_epi8(a[0], a[1]), q = _mm512_unpackhi_epi8(a[0], a[1]);
+  const __m512i r = _mm512_unpacklo_epi8(a[2], a[3]), s = _mm512_unpackhi_epi8(a[2], a[3]);
+  a[0] = _mm512_unpacklo_epi16(p, r);
+  a[1] = _mm512_unpackhi_epi16(p, r);
+  a[2] = _mm512_unpacklo_epi16(q, s);
+  a[3] = _mm512_unpackhi_epi16(q, s);
+}
+// 128 bits in all four places.
+TORCHACCEL_INLINE W w_quad(const int8_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+TORCHACCEL_INLINE I32 i32_quad(const int32_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// The 16 bits of (a, b), clamped and added to as those of i32_bytes: the four vectors of x_transpose4 as one again.
+TORCHACCEL_INLINE I32 i32_bytes_of_quads(Pair a, Pair b, Pair low, Pair high, Pair add) {
+  a = _mm512_adds_epi16(_mm512_min_epi16(high, _mm512_max_epi16(low, a)), add);
+  b = _mm512_adds_epi16(_mm512_min_epi16(high, _mm512_max_epi16(low, b)), add);
+  return _mm512_packus_epi16(a, b);
+}
+
 #else
 
 // Without VNNI the bytes are widened to 16 bits, even and odd ones apart: vpmaddubsw would saturate.

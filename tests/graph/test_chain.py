@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tests.graph.test_pools import IMAGES, all_int8, tiny_resnet
-from tests.models import SmallNet, settled
+from tests.models import SmallMobileNet, SmallNet, settled
 from tests.nn.chain_bodies import Layer, Recipe, images, make
 from torchaccel import measure
 from torchaccel.demo.resnet import BasicBlock, Bottleneck
@@ -159,6 +159,20 @@ def test_a_resnet_is_one_chain_from_stem_to_average(block: type[BasicBlock | Bot
             assert torch.equal(fast(batch), apart(batch))
     assert not chains(assemble(prepared.dense, chosen, {"conv1"})), "a chain has two convolutions"
     assert not chains(prepared.dense)
+
+
+def test_a_mobilenet_is_one_chain_though_its_depthwise_layers_lose_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(IMAGES)
+    prepared, forms = all_int8(settled(SmallMobileNet(), IMAGES), x)
+    timed(monkeypatch, 2.0)
+    alternatives = {name: [form] for name, form in forms.items()}
+    chosen, _, names = choose_chains(prepared.dense, alternatives, {}, choices_of(prepared, forms), (x,))
+    assert chosen.keys() == names == forms.keys() - {"head"}
+    apart, fast = assemble(prepared.dense, chosen), assemble(prepared.dense, chosen, names)
+    assert len(chains(fast)) == 1 and set(chained(fast)) == names
+    with torch.no_grad():
+        for batch in (x, x[:1], torch.randn(3, 3, 40, 48)):
+            assert torch.equal(fast(batch), apart(batch))
 
 
 def test_a_chained_model_is_prepared_again() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from tests.graph.test_chain import ToFloat, chains, choices_of, found, node, timed
 from tests.graph.test_layouts import all_sparse
 from tests.graph.test_pools import IMAGES, near, tiny_resnet
-from tests.models import SmallNet, settled
+from tests.models import SmallMobileNet, SmallNet, settled
 from tests.nn.chain_bodies import Layer, Recipe, make
 from torchaccel.demo.resnet import BasicBlock, Bottleneck
 from torchaccel.graph.chain import chain, chained, single, unchain
@@ -189,7 +189,7 @@ def test_what_keeps_a_layer_out() -> None:
     gelu, half, hooked = sparse(), sparse().half(), sparse()
     gelu.activation = "gelu"
     hooked.register_forward_hook(lambda module, args, y: None)
-    strange = dense(groups=2), dense(padding_mode="reflect"), dense().half()
+    strange = dense(padding_mode="reflect"), dense().half()
     for other in (gelu, half, hooked, nn.Conv2d(8, 8, 1), *strange):
         assert found(graph_of(sparse(), sparse(), other, sparse(), sparse())) == [["0", "1"], ["3", "4"]]
 
@@ -209,6 +209,18 @@ def test_a_dense_resnet_is_one_chain(block: type[BasicBlock | Bottleneck]) -> No
         x = torch.randn(shape)
         with torch.no_grad():
             near(fast(x), prepared.dense(x), 1e-5)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_mobilenet_is_one_chain(pruned: bool) -> None:
+    x = torch.randn(IMAGES)
+    model = settled(SmallMobileNet(), IMAGES)
+    prepared, chosen = all_sparse(model, x) if pruned else (prepare(model, (x,)), {})
+    apart, fast = assemble(prepared.dense, chosen), assemble(prepared.dense, chosen, prepared.names)
+    assert len(chains(fast)) == 1 and set(chained(fast)) >= set(prepared.names) - {"head"}
+    for batch in (x, torch.randn(1, 3, 40, 48)):
+        with torch.no_grad():
+            near(fast(batch), apart(batch), 1e-5)
 
 
 def test_a_chain_that_makes_the_model_faster_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

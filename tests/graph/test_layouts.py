@@ -28,17 +28,17 @@ class Residual(nn.Module):
 
 
 def all_sparse(model: nn.Module, x: Tensor) -> tuple[Prepared, dict[str, nn.Module]]:
-    """The model pruned and prepared, and a sparse form for every convolution."""
+    """The model pruned and prepared, and a sparse form for every convolution that has one."""
     pruned = copy.deepcopy(model)
     with torch.no_grad():
         for layer in pruned.modules():
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.groups == 1:
                 layer.weight *= torch.rand(layer.weight.shape) < 0.3
     prepared = prepare(pruned, (x,))
     sparse = {}
     for name in prepared.names:
         layer = prepared.dense.get_submodule(name)
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1:
             sparse[name] = SparseConv2d.from_float(layer.to_float(), "unstructured")
             sparse[name].fuse_activation(layer.activation)
     return prepared, sparse

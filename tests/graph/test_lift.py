@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,8 +58,33 @@ def test_a_zoos_convolutions_are_folded_fused_and_named() -> None:
     stem, depthwise = layers["stem.lifted"], layers["depthwise.lifted"]
     assert stem.activation == depthwise.activation == "relu6"
     assert depthwise.padding == (1, 1) and depthwise.groups == 16
-    assert stem.padding == (0, 0), "padding on one side stays with the module that pads"
+    assert stem.padding == (1, 1) and stem.kernel_size == (4, 4), "its kernel begins with zeros"
+    assert not any(isinstance(m, nn.ZeroPad2d) for m in prepared.dense.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in prepared.dense.modules())
+
+
+@pytest.mark.parametrize(
+    ("pad", "settings", "merged"),
+    [
+        ((1, 1, 2, 2), {}, {"padding": (2, 1), "kernel_size": (3, 3)}),
+        ((0, 1, 2, 1), {}, {"padding": (2, 1), "kernel_size": (4, 4)}),
+        ((2, 1, 1, 1), {"stride": 2, "padding": 1}, {"padding": (2, 3), "kernel_size": (3, 4)}),
+        ((0, 1, 0, 1), {"stride": 2, "groups": 4}, {"padding": (1, 1), "kernel_size": (4, 4)}),
+        ((1, 1, 1, 1), {"dilation": 2}, {"padding": (1, 1)}),
+        ((0, 1, 0, 1), {"dilation": 2}, None),
+        ((0, 2, 0, 0), {}, None),
+        ((-1, 0, 0, 0), {}, None),
+    ],
+)
+@pytest.mark.parametrize("size", [8, 9])
+def test_padding_goes_into_the_convolution(pad: tuple, settings: dict, merged: dict | None, size: int) -> None:
+    model, x = nn.Sequential(SamePadding(4, 8, 3, pad=pad, **settings)).eval(), torch.randn(2, 4, size, size)
+    dense = prepare(copy.deepcopy(model), (x,)).dense
+    with torch.no_grad():
+        torch.testing.assert_close(dense(x), model(x), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(m, nn.ZeroPad2d) for m in dense.modules()) == (merged is None)
+    layer = dense.get_submodule("0.lifted")
+    assert {name: getattr(layer, name) for name in merged or {}} == (merged or {})
 
 
 def test_the_lifted_model_reloads_to_the_bit(tmp_path: Path) -> None:

@@ -43,14 +43,15 @@ class _Int8Maker(Maker):
         return Value(self.x, self.recipe.size, self.ranges[self.recipe.ranges[min(self.readers - 1, 1)]])
 
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, InputRange]:
-        c, (kh, kw) = x.size[0], layer.kernel
-        conv = nn.Conv2d(c, o, *layer.window(), bias=layer.bias)
+        groups, (kh, kw) = self.groups(layer, o, x.size[0]), layer.kernel
+        conv = nn.Conv2d(x.size[0], o, *layer.window(), groups=groups, bias=layer.bias)
+        c = x.size[0] // groups
         scale = 1 / (73 * math.sqrt(c * kh * kw))
         if self.recipe.exact:
             scale = 2.0 ** round(math.log2(scale))
         weight = torch.randint(-127, 128, (o, c, kh, kw), generator=self.g)
         weight[:, 0, 0, 0] = 127
-        if layer.pattern != "dense":
+        if layer.pattern != "dense" or groups > 1:
             weight = weight * self.kept(layer, o, c)
         conv.weight.data = weight * scale
         if layer.bias:

@@ -19,6 +19,7 @@ Window = tuple[Pair, Pair, Pair, Pair]
 INT8 = (torch.uint8, torch.int8)
 PATTERNS = "dense", "1x4", "1x4", "4x4", "4x4", "16x1", "unstructured"
 CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40
+DEPTHWISE = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Layer:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     channels: int = 8
+    groups: int = 1  # at most; of layers that are not pruned in blocks
     pattern: str = "dense"
     density: float = 0.5
     activation: str = "relu"
@@ -68,6 +70,7 @@ def extents() -> st.SearchStrategy[Pair]:
 @st.composite
 def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequence[int] = CHANNELS) -> Layer:
     kernel = draw(st.one_of(st.just((1, 1)), st.just((3, 3)), _both(1, 4)))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 4, DEPTHWISE]))
     return Layer(
         pool=draw(st.integers(0, 5)) == 0,
         back=draw(st.sampled_from([0, 0, 0, 1, 2, 9])),
@@ -76,7 +79,8 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
         padding=draw(st.one_of(st.just((kernel[0] // 2, kernel[1] // 2)), _both(0, 5))),
         dilation=draw(st.one_of(st.just((1, 1)), _both(1, 3))),
         channels=draw(st.sampled_from(channels)),
-        pattern=draw(st.sampled_from(patterns)),
+        groups=groups,
+        pattern=draw(st.sampled_from(patterns)) if groups == 1 else "dense",
         density=draw(st.sampled_from([0.3, 0.0, 1.0])),
         activation=draw(st.sampled_from(["none", "relu", "relu6"])),
         bias=draw(st.booleans()),
@@ -186,9 +190,12 @@ class Maker(ABC):
 
     def kept(self, layer: Layer, o: int, c: int) -> Tensor:
         """[o, c, kh, kw]: which weights are not pruned."""
-        rows, columns = blocks.block_of(layer.pattern)
+        rows, columns = (1, 1) if layer.pattern == "dense" else blocks.block_of(layer.pattern)
         keep = torch.rand(o // rows, c // columns, *layer.kernel, generator=self.g) < layer.density
         return keep.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+
+    def groups(self, layer: Layer, o: int, c: int) -> int:
+        return max(n for n in range(1, layer.groups + 1) if c % n == 0 and o % n == 0) if layer.groups > 1 else 1
 
     def body(self) -> fx.GraphModule:
         for layer in self.recipe.layers:

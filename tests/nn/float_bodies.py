@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
-from torchaccel.nn import SparseConv2d, _chain_float, _chain_winograd
+from torchaccel.nn import SparseConv2d, _chain_float
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.ops._chain_step import SLAB
 from torchaccel.ops._winograd import OUTPUTS
@@ -41,10 +41,11 @@ class _FloatMaker(Maker):
         return Value(self.x, self.recipe.size)
 
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, None]:
-        conv = nn.Conv2d(x.size[0], o, *layer.window(), bias=layer.bias)
+        groups = self.groups(layer, o, x.size[0])
+        conv = nn.Conv2d(x.size[0], o, *layer.window(), groups=groups, bias=layer.bias)
         weight = torch.randn(conv.weight.shape, generator=self.g)
-        if layer.pattern != "dense":
-            weight = weight * self.kept(layer, o, x.size[0])
+        if layer.pattern != "dense" or groups > 1:
+            weight = weight * self.kept(layer, o, x.size[0] // groups)
         conv.weight.data = weight / math.sqrt(max(float(weight.count_nonzero()) / o, 1))
         if layer.bias:
             conv.bias.data = torch.randn(o, generator=self.g)  # type: ignore[union-attr]
@@ -104,12 +105,12 @@ class _Expecting(fx.Interpreter):
 
     def conv(self, m: SparseConv2d | DenseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
         def over(tensor: Tensor, weight: Tensor) -> Tensor:
-            return F.conv2d(tensor.double(), weight.double(), None, m.stride, m.padding, m.dilation)
+            return F.conv2d(tensor.double(), weight.double(), None, m.stride, m.padding, m.dilation, groups)
 
-        weight = m.to_float().weight.detach()
+        plain = m.to_float()
+        weight, groups = plain.weight.detach(), plain.groups
         bias = (weight.new_zeros(m.out_channels) if m.bias is None else m.bias).view(-1, 1, 1).double()
-        strips = isinstance(m, DenseConv2d) and _chain_winograd.fits(m.weight, _chain_float.window_of(m))
-        together = OUTPUTS if strips else 1
+        together = OUTPUTS if _chain_float.may_transform(m) else 1
         exact = over(x.exact, weight) + bias
         size = over(_spread(x.exact.abs(), m.stride, together), weight.abs()) + bias.abs()
         error = over(x.error, weight**2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.nn.chain_bodies import Layer, Recipe, by_reference, images, laid_out, make, recipes, running_on
+from tests.nn.chain_recipes import DEPTHWISE
 from torchaccel import _native
 from torchaccel.nn import ConvChain, _chain_builder
 from torchaccel.nn.conv_chain import TOGETHER
+from torchaccel.ops._chain_step import Step
 
 CASES = settings(max_examples=250, deadline=None, derandomize=True)
 ISAS = _native.isas_available() or ("reference",)
@@ -48,6 +51,8 @@ NET = (
     Layer(channels=16, pattern="1x4", dtype=torch.int8),
     Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
     Layer(back=0, residual=True, channels=24),
+    Layer(channels=16, groups=DEPTHWISE, kernel=(3, 3), padding=(1, 1), activation="relu6", density=0.9),
+    Layer(channels=32, groups=4, kernel=(3, 3), padding=(1, 1), density=0.8),
     Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="1x4", dtype=torch.int8),
     Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, dtype=torch.int8),
     Layer(kernel=(3, 3), padding=(2, 2), dilation=(2, 2), back=1, residual=True, activation="relu6", coarse=6),
@@ -81,6 +86,43 @@ def test_layers_whose_weights_do_not_fit_the_cache(isa: str, pattern: str, monke
         x = images(recipe, n)
         with running_on(isa, threads), torch.no_grad():
             equal(chain(x), body(x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", range(1, 9))
+@pytest.mark.parametrize("columns", [1, 6, 45])
+def test_depthwise_kernels_of_every_width(isa: str, width: int, columns: int) -> None:
+    # Outputs of a row from one to more than a tile, two or four at once, of channels that fill no plane.
+    kernels = (3, width), (1, width), (width, width)
+    strides = (1, 1), (2, 1), (1, 2)
+    depthwise = [
+        Layer(
+            channels=14, groups=DEPTHWISE, kernel=kernel, stride=stride, padding=(kernel[0] // 2, width // 2),
+            dilation=(2, 1), dtype=torch.int8, coarse=6,
+        )
+        for kernel, stride in zip(kernels, strides, strict=True)
+    ]  # fmt: skip
+    recipe = Recipe((Layer(channels=14, activation="none", dtype=torch.int8), *depthwise), (3, 20, columns))
+    body = make(recipe)
+    with torch.no_grad():
+        for n, threads in ((1, 1), (1, 3), (5, 2)):
+            x = images(recipe, n)
+            with running_on(isa, threads):
+                equal(ConvChain(body)(x), body(x))
+
+
+def test_which_depthwise_layers_have_quads() -> None:
+    def quads(channels: int = 8, **settings: Any) -> bool:
+        layer = Layer(channels=channels, **{"groups": DEPTHWISE, "kernel": (3, 3), "padding": (1, 1)} | settings)
+        recipe = Recipe((Layer(), layer))
+        plan = ConvChain(make(recipe)).plan(images(recipe, 1), 1)
+        assert plan is not None
+        (step,) = (s for s in (Step(*row) for row in plan.steps.tolist()) if s.block_rows == 4)
+        return step.quads >= 0
+
+    assert quads() and quads(stride=(2, 1)) and quads(dilation=(2, 1)) and quads(kernel=(1, 7), padding=(0, 3))
+    assert not quads(stride=(1, 2)) and not quads(dilation=(1, 2)) and not quads(channels=16)
+    assert not quads(kernel=(3, 8), padding=(1, 4)) and not quads(kernel=(3, 1)) and not quads(groups=4)
 
 
 @pytest.mark.parametrize("ranges", [(0, 0), (0, 1), (1, 0)])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.nn.chain_bodies import by_reference, images, laid_out, running_on
-from tests.nn.chain_recipes import Layer, Recipe
+from tests.nn.chain_recipes import DEPTHWISE, Layer, Recipe
 from tests.nn.float_bodies import expected, make, recipes, spoil
 from torchaccel import _native
 from torchaccel.nn import ConvChain, _chain_builder, _chain_winograd
@@ -81,6 +81,8 @@ NET = (
     Layer(channels=16, pattern="1x4"),
     Layer(channels=20, kernel=(3, 3), padding=(1, 1), pattern="4x4"),
     Layer(back=0, residual=True, pattern="unstructured", density=0.2),
+    Layer(channels=16, groups=DEPTHWISE, kernel=(3, 3), padding=(1, 1), pattern="dense", density=0.9),
+    Layer(channels=32, groups=4, kernel=(3, 3), padding=(1, 1), pattern="dense", density=0.8),
     Layer(channels=32, kernel=(3, 3), stride=(2, 2), padding=(1, 1), pattern="16x1"),
     Layer(channels=32, back=1, stride=(2, 2), activation="none", bias=False, pattern="dense"),
     Layer(kernel=(3, 3), padding=(2, 2), dilation=(2, 2), back=1, residual=True, activation="relu6", pattern="2:4"),

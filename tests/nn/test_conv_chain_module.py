@@ -249,7 +249,8 @@ def test_which_float_layers_a_chain_takes() -> None:
 
 def test_which_dense_layers_a_chain_takes() -> None:
     assert takes(DenseConv2d(3, 8, 7, stride=2, padding=3, activation="relu")) and takes(DenseConv2d(64, 8, 1))
-    for settings in ({"groups": 3}, {"padding": "same"}, {"padding_mode": "reflect", "padding": 1}):
+    assert takes(DenseConv2d(9, 9, 3, groups=9)) and takes(DenseConv2d(6, 9, 3, groups=3))
+    for settings in ({"padding": "same"}, {"padding_mode": "reflect", "padding": 1}):
         assert not takes(DenseConv2d(3, 9, 3, **settings))
     assert not takes(DenseConv2d(3, 8, 1).half()) and not takes(DenseConv2d(3, 8, 1, activation="gelu"))
 

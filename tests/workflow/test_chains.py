@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import torchaccel as ta
 from tests.graph.test_layouts import all_sparse
 from tests.graph.test_pools import all_int8, near
-from tests.models import SmallNet, settled
+from tests.models import SmallMobileNet, SmallNet, settled
 from torchaccel import measure
 from torchaccel.graph.chain import chained
 from torchaccel.graph.choose import Choice
@@ -74,6 +74,15 @@ def test_a_model_with_chains_reloads_with_them_to_the_bit(models: tuple[nn.Modul
         assert torch.equal(output(loaded, X[:n]), output(models[1], X[:n]))
         assert torch.equal(output(loaded, X[:n]), output(models[0], X[:n]))
     assert chains(models[1]), "saving leaves the model as it is"
+
+
+def test_chains_with_depthwise_layers_reload(tmp_path: Path) -> None:
+    prepared, chosen = all_int8(settled(SmallMobileNet()), X)
+    fast = assemble(prepared.dense, chosen, chosen.keys())
+    ta.save(fast, tmp_path / "chained.safetensors")
+    loaded = ta.load(tmp_path / "chained.safetensors", SmallMobileNet)
+    assert len(chains(loaded)) == 1 and chained(loaded) == chained(fast)
+    assert torch.equal(output(loaded), output(fast))
 
 
 def test_chains_of_float_layers_reload(sparse_models: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:

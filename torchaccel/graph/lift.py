@@ -59,15 +59,25 @@ def _module(target: Any, given: Mapping[str, Any], weight: nn.Parameter, bias: n
 
 
 def _merge_padding(graph: fx.GraphModule, conv: nn.Conv2d, source: fx.Node) -> fx.Node:
-    """Take zeros that a module pads with, the same on both sides, into the convolution; returns its input."""
+    """Take zeros that a module pads with into the convolution; returns its input.
+
+    Where one side has one more, as for an even size at stride 2, the kernel starts or ends with a zero: the padding is
+    then the same on both sides, and no layer copies its input.
+    """
     pad = module_of(graph, source)
     if not isinstance(pad, nn.ZeroPad2d) or len(source.users) != 1 or not isinstance(source.args[0], fx.Node):
         return source
     left, right, top, bottom = pad.padding
-    if left != right or top != bottom or min(left, top) < 0:
+    if min(pad.padding) < 0 or max(abs(left - right), abs(top - bottom)) > 1:
         return source
+    if left != right or top != bottom:
+        if conv.dilation != (1, 1):
+            return source
+        zeros = max(right - left, 0), max(left - right, 0), max(bottom - top, 0), max(top - bottom, 0)
+        conv.weight = nn.Parameter(F.pad(conv.weight.detach(), zeros), conv.weight.requires_grad)
+        conv.kernel_size = cast("tuple[int, int]", tuple(conv.weight.shape[2:]))
     height, width = cast("tuple[int, int]", conv.padding)
-    conv.padding = (height + top, width + left)
+    conv.padding = (height + max(top, bottom), width + max(left, right))
     conv._reversed_padding_repeated_twice = [conv.padding[1]] * 2 + [conv.padding[0]] * 2
     return source.args[0]
 

@@ -236,6 +236,8 @@ class Builder(ABC):
             taps = torch.tensor([r * x.row_bytes() + c * LINE for r, c in entry.window.taps()])
             offsets = taps[entry.columns // x.planes] + entry.columns % x.planes * x.plane_bytes()
             step.offsets = self.indices.keep(F.pad(offsets, (0, AHEAD)))
+            if step.quads >= 0:
+                step.quad_offsets = self.indices.keep(taps[:: step.kernel_w])
             if step.kind == Kind.WINOGRAD:
                 step.columns = x.pitch()  # strips
                 if entry.window.stride[0] == 1:

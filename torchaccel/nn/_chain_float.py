@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from torchaccel.nn import _chain_winograd as winograd
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
@@ -29,12 +29,17 @@ def window_of(m: SparseConv2d | DenseConv2d | nn.MaxPool2d) -> Window:
     return Window(*(pair(type(m).__name__, name, getattr(m, name), least) for name, least in sizes))
 
 
-def _weight(m: SparseConv2d | DenseConv2d) -> tuple[Tensor, bool]:
-    """[O, C, kh, kw], and whether each four output channels have their weights in the same places."""
+def _group(m: SparseConv2d | DenseConv2d) -> Groups:
     if isinstance(m, DenseConv2d):
-        return m.weight.detach(), True
+        shared = m.groups == 1 or m.out_channels // m.groups % GROUP == 0
+        return group(m.weight.detach(), shared, window_of(m), m.groups)
     weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
-    return weight, blocks.block_of(m.pattern)[0] % GROUP == 0
+    return group(weight, blocks.block_of(m.pattern)[0] % GROUP == 0, window_of(m))
+
+
+def may_transform(m: SparseConv2d | DenseConv2d) -> bool:
+    """Whether a layer may be one of Winograd's."""
+    return isinstance(m, DenseConv2d) and m.groups == 1 and winograd.fits(m.weight, window_of(m))
 
 
 class FloatBuilder(Builder):
@@ -61,7 +66,7 @@ class FloatBuilder(Builder):
         if residual is not None:
             require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
             entry.residual = residual
-        if isinstance(m, DenseConv2d) and winograd.fits(m.weight, window):
+        if isinstance(m, DenseConv2d) and may_transform(m):
             self.dense[entry] = m
             entry.weight_bytes = 4 * m.weight.numel()
         else:
@@ -71,7 +76,7 @@ class FloatBuilder(Builder):
         return y
 
     def _multiply(self, entry: Entry, m: SparseConv2d | DenseConv2d) -> None:
-        step, packed = entry.step, self.packed.get(m) or group(*_weight(m), window_of(m))
+        step, packed = entry.step, self.packed.get(m) or _group(m)
         if isinstance(m, SparseConv2d):  # dense weights are as large as all else, and quickly packed
             self.packed[m] = packed
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks

@@ -7,7 +7,7 @@ from torch import fx
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
-from torchaccel.nn._chain_weights import blocks_of_4
+from torchaccel.nn._chain_weights import Blocks, blocks_of_4, grouped_blocks, quads
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_conv2d import Int8Conv2d
@@ -72,11 +72,12 @@ class Int8Builder(Builder):
         step.floats, step.starts = self._requantization(m, step.planes), self._starts(m, step.planes)
         block = blocks.block_of(m.pattern) if isinstance(m, SparseInt8Conv2d) else None
         if isinstance(m, SparseInt8Conv2d) and block in ((1, 4), (4, 4)):
-            step.block_rows = block[0]
             bounds = m.row_offsets
             bounds = torch.cat([bounds, bounds[-1:].expand(4 * step.planes // block[0] + 1 - bounds.numel())])
-            step.row_offsets, step.values = self.indices.keep(bounds), self.values.keep(m.values)
-            entry.columns, entry.weight_bytes = m.columns.long(), m.values.numel() + 4 * m.columns.numel()
+            self._keep_blocks(entry, block[0], Blocks(m.values, m.columns.long(), bounds))
+        elif isinstance(m, Int8Conv2d) and m.groups > 1:
+            self._keep_blocks(entry, 4, grouped_blocks(m.weight, m.groups))
+            self._keep_quads(entry, m)
         else:
             if isinstance(m, SparseInt8Conv2d):
                 size = m.in_channels, m.kernel_size
@@ -91,6 +92,20 @@ class Int8Builder(Builder):
         assert entry.y is not None
         return entry.y
 
+    def _keep_blocks(self, entry: Entry, rows: int, kept: Blocks) -> None:
+        step = entry.step
+        step.block_rows, step.row_offsets = rows, self.indices.keep(kept.bounds)
+        step.values, entry.columns = self.values.keep(kept.values), kept.columns
+        entry.weight_bytes = kept.values.numel() + 4 * kept.columns.numel()
+
+    def _keep_quads(self, entry: Entry, m: Int8Conv2d) -> None:
+        """A second form of the weights, for depthwise layers whose neighbouring outputs are neighbouring vectors."""
+        depthwise = m.groups == m.in_channels == m.out_channels
+        neighbouring = m.stride[1] == 1 and m.dilation[1] == 1 and m.kernel_size[1] > 1
+        if not depthwise or not neighbouring or entry.residual is not None or (of := quads(m.weight)) is None:
+            return
+        entry.step.quads, (entry.step.kernel_h, entry.step.kernel_w) = self.values.keep(of), m.kernel_size
+
     def _requantization(self, m: Int8Conv, planes: int) -> int:
         assert m.output_scale is not None
         inverse = torch.reciprocal(m.output_scale.float())
@@ -101,7 +116,7 @@ class Int8Builder(Builder):
         floats[1, : m.out_channels] = -0.0 if m.bias is None else m.bias
         low, high = (torch.tensor(bound) * inverse for bound in ACTIVATIONS[m.activation])
         bounds = torch.cat([low.round().clamp(min=-STEPS), high.round().clamp(max=STEPS - 1)])
-        depth = m.in_channels * m.kernel_size[0] * m.kernel_size[1]
+        depth = m.in_channels // m.groups * m.kernel_size[0] * m.kernel_size[1]
         most = 255.0 * 127.0 * depth * floats[0].abs() + floats[1].abs() + 255.0 * residual_scale
         fits = bool((most * inverse).max() < MOST_STEPS)
         require(fits, "a convolution's sums may lie too far outside of its output's range")

@@ -13,6 +13,8 @@ from torchaccel.ops._chain_step import SLAB, TILE
 
 GROUP = 4
 """Output channels that are computed together."""
+_QUADS = {3: (1, 2), 5: (2, 4), 7: (2, 2)}
+"""By the widest kernel: quads of a row, and neighbouring outputs that read them; `ChainQuads` in csrc/cpu/chain.h."""
 _TILE_BYTES = 40 << 10
 """Inputs of a tile that stay in L1 beside its sums."""
 _LEAST_STEPS = 10
@@ -38,6 +40,39 @@ def blocks_of_4(weight: Tensor) -> Tensor:
     return tiles.permute(0, 4, 5, 2, 1, 3).reshape(tiles.shape[0], -1, 4, 4)
 
 
+class Blocks(NamedTuple):
+    """int8 weights in blocks of four output channels x a plane."""
+
+    values: Tensor  # [blocks, 4, 4]
+    columns: Tensor  # [blocks], of [taps, planes]
+    bounds: Tensor  # [ceil(O / 4) + 1]: the first block of each four channels
+
+
+def grouped_blocks(weight: Tensor, groups: int) -> Blocks:
+    """int8 [O, C / groups, kh, kw] as the blocks that hold its nonzeros: of a depthwise layer, diagonals."""
+    o, c, kh, kw = weight.shape
+    row, inner, tap = weight.flatten(2).nonzero(as_tuple=True)
+    channel = row // (o // groups) * c + inner
+    planes = -(-groups * c // 4)
+    places = (row // 4 * kh * kw + tap) * planes + channel // 4
+    kept, block = places.unique(return_inverse=True)
+    values = weight.new_zeros(len(kept), 4, 4)
+    values[block, row % 4, channel % 4] = weight.flatten(2)[row, inner, tap]
+    of_four = kh * kw * planes
+    counts = torch.bincount(kept // of_four, minlength=-(-o // 4))
+    return Blocks(values, kept % of_four, F.pad(counts.cumsum(0), (1, 0)))
+
+
+def quads(weight: Tensor) -> Tensor | None:
+    """int8 [C, 1, kh, kw] as [ceil(C / 4), kh, quads of a row, outputs, 4 channels, 4 taps]; None if it is too wide."""
+    width = weight.shape[3]
+    if width > max(_QUADS):
+        return None
+    of_row, outputs = next(of for widest, of in _QUADS.items() if width <= widest)
+    shifted = [F.pad(weight[:, 0], (o, 4 * of_row - width - o, 0, 0, 0, -len(weight) % 4)) for o in range(outputs)]
+    return torch.stack(shifted).unflatten(3, (of_row, 4)).unflatten(1, (-1, 4)).permute(1, 3, 4, 0, 2, 5)
+
+
 def _chunk_channels(weight: Tensor, window: Window) -> int:
     """Input channels of a chunk: what a tile reads of them stays in L1, if they are worth it."""
     channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
@@ -49,14 +84,15 @@ def _chunk_channels(weight: Tensor, window: Window) -> int:
     return -(-channels // chunks)
 
 
-def group(weight: Tensor, shared: bool, window: Window) -> Groups:
-    """float32 [O, C, kh, kw] in groups.
+def group(weight: Tensor, shared: bool, window: Window, groups: int = 1) -> Groups:
+    """float32 [O, C / groups, kh, kw] in groups of output channels.
 
     Channels of a slab that have about as many nonzeros in a chunk share a group, so that few steps are wasted and loops
     end where they are predicted to.
 
     Args:
         shared: whether each four channels, from a multiple of 4 on, have their nonzeros in the same places.
+        groups: of the convolution; a channel's chunk is that of its place in its group.
     """
     o, c, kh, kw = weight.shape
     chunk = _chunk_channels(weight, window)
@@ -86,7 +122,7 @@ def group(weight: Tensor, shared: bool, window: Window) -> Groups:
     channels = (made[..., None] * size + torch.arange(size)).flatten(3).clamp(max=o - 1)
     steps = taken[alive]
     starts = steps.cumsum(0) - steps
-    groups = torch.cat([starts[:, None], steps[:, None], channels[alive]], 1)
+    made_of = torch.cat([starts[:, None], steps[:, None], channels[alive]], 1)
     first = F.pad(alive.sum(2).flatten().cumsum(0), (1, 0))
 
     # Where each nonzero goes.
@@ -95,10 +131,10 @@ def group(weight: Tensor, shared: bool, window: Window) -> Groups:
     at = starts[numbers.view(slabs * chunks, -1)[place // in_slab, position // members]] + rank
     total = int(steps.sum())
     columns = torch.full((total, members), -1, dtype=torch.long)
-    columns[at, position % members] = tap * c + channel
+    columns[at, position % members] = (tap * groups + unit * size // (o // groups)) * c + channel
     values = torch.zeros(total, members, size)
     values[at, position % members] = rows.view(-1, size, c, kh * kw)[unit, :, channel, tap]
     filling = torch.repeat_interleave(member_of[alive], steps, dim=0)
     columns, values = columns.gather(1, filling), values.gather(1, filling[..., None].expand_as(values))
     columns = torch.where(columns < 0, columns[:, :1], columns)
-    return Groups(values.flatten(1), columns.squeeze(1) if shared else columns, groups, first, chunks, shared)
+    return Groups(values.flatten(1), columns.squeeze(1) if shared else columns, made_of, first, chunks, shared)

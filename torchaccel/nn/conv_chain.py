@@ -15,7 +15,6 @@ from torchaccel.nn._chain_layout import flattened
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
-from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_conv2d import SparseConv2d
@@ -44,13 +43,12 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
     if isinstance(module, QuantizeInt8 | Contiguous):
         return True
     if isinstance(module, Int8Conv):
-        ungrouped = not isinstance(module, Int8Conv2d) or module.groups == 1
         ready = not connected or module.output_dtype in _check.INT8
-        return ungrouped and ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
+        return ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, SparseConv2d):
         return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, DenseConv2d):
-        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return plain and module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, Int8AdaptiveAvgPool2d | nn.AdaptiveAvgPool2d):
         return module.output_size in (1, (1, 1), [1, 1])

@@ -82,6 +82,10 @@ class Step:
     stride_h: int = 1
     stride_w: int = 1
     points: int = 0
+    quads: int = -1
+    quad_offsets: int = 0
+    kernel_h: int = 0
+    kernel_w: int = 0
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
