@@ -48,7 +48,17 @@ struct ChainStep {
   int64_t padding;                       // a halo's place outside of the image, as a word
   int64_t stride_h, stride_w;  // of the pixels that a copy from lanes to others takes; h x w are what it gives
   int64_t points;              // of Winograd's transform, 6 or 7; it reads `w` vectors of a row, stride_w apart
+  // Rows and columns of y that an output of a convolution becomes: its planes are those of y for the first of these
+  // places, then for the next one to its right, and so on. y_pitch is from a row of outputs to the next.
+  int64_t spread;
 };
+
+// Where a plane of a convolution's outputs begins, from the first one on.
+static inline __attribute__((always_inline)) int64_t chain_plane(const ChainStep& s, int64_t plane) {
+  if (s.spread == 1) return plane * s.y_plane;
+  const int64_t planes = s.planes / (s.spread * s.spread), place = plane / planes;
+  return plane % planes * s.y_plane + place / s.spread * (s.y_pitch / s.spread) + place % s.spread * 64;
+}
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 

@@ -66,6 +66,14 @@ class _Int8Maker(Maker):
             made.set_residual(added.range.scale, added.range.zero_point)
         return made, y
 
+    def alike(self, value: Value, others: list[Value]) -> list[Value]:
+        layer = self.modules.get(str(value.node.target))
+        if others and isinstance(layer, Int8Conv2d | SparseInt8Conv2d):
+            value.range = y = others[0].range
+            assert y is not None
+            layer.set_output(y.scale, y.zero_point, y.dtype)
+        return [other for other in others if other.range == value.range]
+
     def pool(self, layer: Layer) -> nn.Module:
         return Int8MaxPool2d(*layer.window())
 

@@ -19,6 +19,7 @@ Window = tuple[Pair, Pair, Pair, Pair]
 INT8 = (torch.uint8, torch.int8)
 PATTERNS = "dense", "1x4", "1x4", "4x4", "4x4", "16x1", "unstructured"
 CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40
+MOST_CHANNELS = 400
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Layer:
     activation: str = "relu"
     bias: bool = True
     residual: bool = False
+    joined: int = 0  # how many other values of its size are concatenated with its output
     dtype: torch.dtype = torch.uint8
     coarse: int = 5  # about how many bits of the output's range its values fill, up to some that saturate
 
@@ -81,6 +83,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
         activation=draw(st.sampled_from(["none", "relu", "relu6"])),
         bias=draw(st.booleans()),
         residual=draw(st.booleans()),
+        joined=draw(st.sampled_from([0, 0, 0, 1, 1, 2])),
         dtype=draw(st.sampled_from(INT8)),
         coarse=draw(st.sampled_from([2, 5, 6, 8])),
     )
@@ -184,6 +187,22 @@ class Maker(ABC):
             made.fuse_activation(layer.activation)  # type: ignore[operator]
         self.call(made, (o, *size), y, x.node, *([] if added is None else [added.node]))
 
+    def alike(self, value: Value, others: list[Value]) -> list[Value]:
+        """Those of the others that lie as a value does, which may be made to lie as they do."""
+        return others
+
+    def join(self, layer: Layer) -> None:
+        """Concatenate the last value with others; only the last part may have channels that fill no place."""
+        last = self.values[-1]
+        others = [v for v in self.values[:-1] if v.size[1:] == last.size[1:]][-layer.joined :]
+        parts = sorted([last, *self.alike(last, others)], key=lambda v: v.size[0] % 4 != 0)
+        whole = [v for v in parts if v.size[0] % 4 == 0]
+        parts = parts[: len(whole) + 1]
+        channels = sum(v.size[0] for v in parts)
+        if len(parts) > 1 and channels < MOST_CHANNELS:
+            node = self.graph.call_function(torch.cat, ([v.node for v in parts], 1))
+            self.values.append(Value(node, (channels, *last.size[1:]), last.range))
+
     def kept(self, layer: Layer, o: int, c: int) -> Tensor:
         """[o, c, kh, kw]: which weights are not pruned."""
         rows, columns = blocks.block_of(layer.pattern)
@@ -192,7 +211,10 @@ class Maker(ABC):
 
     def body(self) -> fx.GraphModule:
         for layer in self.recipe.layers:
+            before = len(self.values)
             self.add(layer)
+            if layer.joined and len(self.values) > max(before, 1):
+                self.join(layer)
         if not any(isinstance(module, self.needed) for module in self.modules.values()):
             self.add(Layer(pattern=self.unpruned))
         last = self.values[-1]

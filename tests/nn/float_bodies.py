@@ -102,6 +102,10 @@ class _Expecting(fx.Interpreter):
             return self.conv(module, *args)
         return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
 
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Expected:
+        assert target is torch.cat
+        return Expected(*(torch.cat(parts, 1) for parts in zip(*args[0], strict=True)))
+
     def conv(self, m: SparseConv2d | DenseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
         def over(tensor: Tensor, weight: Tensor) -> Tensor:
             return F.conv2d(tensor.double(), weight.double(), None, m.stride, m.padding, m.dilation)

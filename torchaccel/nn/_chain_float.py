@@ -12,6 +12,7 @@ from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
 from torchaccel.nn._weights import pair
+from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
@@ -129,6 +130,8 @@ class FloatBuilder(Builder):
         for node in self.body.graph.nodes:
             if node.op == "placeholder":
                 values[node] = self.load()
+            elif (parts := parts_of(node)) is not None:
+                values[node] = self.concatenate([values[part] for part in parts])
             elif node.op == "output":
                 if self.out is None:
                     self.store(values[node.args[0]])

@@ -9,6 +9,7 @@ from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import blocks_of_4
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
@@ -159,6 +160,10 @@ class Int8Builder(Builder):
                 if self.out is None:
                     self.store(values[made], *channels[made])
                 continue
+            if (parts := parts_of(node)) is not None:
+                values[node] = self.concatenate([values[part] for part in parts])
+                channels[node] = self._concatenated([channels[part] for part in parts])
+                continue
             m, source = self.module(node), node.args[0]
             if isinstance(m, QuantizeInt8):
                 values[node], channels[node] = self.load(m.input_range), (self.size[0], m.input_range.dtype)
@@ -183,6 +188,13 @@ class Int8Builder(Builder):
             values[node], channels[node] = self.conv(m, x, residual), (m.out_channels, m.output_dtype)
             if residual is not None:
                 self._check_residual(m, values[node], residual, *channels[node.args[1]])
+
+    @staticmethod
+    def _concatenated(parts: list[tuple[int, torch.dtype]]) -> tuple[int, torch.dtype]:
+        """Channels and dtype of a concatenation."""
+        require(all(c % 4 == 0 for c, _ in parts[:-1]), "a part's channels do not fill its places")
+        require(len({dtype for _, dtype in parts}) == 1, "parts of a concatenation have other dtypes")
+        return sum(c for c, _ in parts), parts[0][1]
 
     def _check_residual(self, m: Int8Conv, y: Plane, residual: Plane, channels: int, dtype: torch.dtype) -> None:
         require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")

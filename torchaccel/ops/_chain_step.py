@@ -82,6 +82,7 @@ class Step:
     stride_h: int = 1
     stride_w: int = 1
     points: int = 0
+    spread: int = 1
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
