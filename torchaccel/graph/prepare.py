@@ -15,7 +15,7 @@ from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense
 from torchaccel.graph.lift import lift
-from torchaccel.graph.pools import lift_pools, pools, pools_to_float
+from torchaccel.graph.pools import lift_pools, part_pools, pools, pools_to_float
 from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
 from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
@@ -114,6 +114,7 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     note_values(graph, inputs)
     given_pools = pools_to_float(graph)
     lift_pools(graph)
+    part_pools(graph)
     _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
     fold(graph)
     given = _to_float(graph, inputs)
