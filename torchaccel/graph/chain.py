@@ -8,14 +8,21 @@ from torch import fx, nn
 
 from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import has_hooks, module_of
-from torchaccel.nn import ConvChain, Int8AdaptiveAvgPool2d, Int8Conv2d, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn import (
+    ConvChain,
+    Int8AdaptiveAvgPool2d,
+    Int8Conv2d,
+    Int8ConvTranspose2d,
+    SparseConv2d,
+    SparseInt8Conv2d,
+)
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.conv_chain import in_float, takes
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.quantize import QuantizeInt8
 
-_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d)
+_CONVOLUTIONS = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d, DenseConvTranspose2d)
 _STARTS = (*_CONVOLUTIONS, QuantizeInt8)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
 # Nothing to choose: they go with their neighbours.

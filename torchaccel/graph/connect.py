@@ -17,6 +17,7 @@ from torchaccel.nn import (
     Int8AdaptiveAvgPool2d,
     Int8AvgPool2d,
     Int8Conv2d,
+    Int8ConvTranspose2d,
     Int8Linear,
     Int8MaxPool2d,
     SparseInt8Conv2d,
@@ -25,7 +26,7 @@ from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.input_range import InputRange, spanning
 from torchaccel.nn.quantize import QuantizeInt8
 
-INT8 = (Int8Conv2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
+INT8 = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
 _ADDING = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)  # those that take a residual
 
 

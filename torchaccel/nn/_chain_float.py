@@ -11,10 +11,11 @@ from torchaccel.nn import _chain_winograd as winograd
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
+from torchaccel.nn._transposed import of_places
 from torchaccel.nn._weights import pair
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
 from torchaccel.ops._chain_step import TILE, Kind, Step
@@ -25,13 +26,20 @@ def _word(value: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
-def window_of(m: SparseConv2d | DenseConv2d | nn.MaxPool2d) -> Window:
+Conv = SparseConv2d | DenseConv2d | DenseConvTranspose2d
+
+
+def window_of(m: Conv | nn.MaxPool2d) -> Window:
+    if isinstance(m, DenseConvTranspose2d):
+        return Window()
     sizes = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     return Window(*(pair(type(m).__name__, name, getattr(m, name), least) for name, least in sizes))
 
 
-def _weight(m: SparseConv2d | DenseConv2d) -> tuple[Tensor, bool]:
+def _weight(m: Conv) -> tuple[Tensor, bool]:
     """[O, C, kh, kw], and whether each four output channels have their weights in the same places."""
+    if isinstance(m, DenseConvTranspose2d):
+        return of_places("ConvChain", m), True
     if isinstance(m, DenseConv2d):
         return m.weight.detach(), True
     weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
@@ -53,10 +61,10 @@ class FloatBuilder(Builder):
         self.entries.append(Entry(Step(Kind.LOAD, planes=c, h=h, w=w, channels=c), y=plane))
         return plane
 
-    def conv(self, m: SparseConv2d | DenseConv2d, x: Plane, residual: Plane | None) -> Plane:
+    def conv(self, m: Conv, x: Plane, residual: Plane | None) -> Plane:
         require(m.in_channels == x.planes, "a convolution reads other channels")
-        window = window_of(m)
-        entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0)
+        window, spread = window_of(m), m.kernel_size[0] if isinstance(m, DenseConvTranspose2d) else 1
+        entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0, spread)
         step, y = entry.step, entry.y
         assert y is not None
         if residual is not None:
@@ -67,11 +75,11 @@ class FloatBuilder(Builder):
             entry.weight_bytes = 4 * m.weight.numel()
         else:
             self._multiply(entry, m)
-        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
+        bias = (torch.zeros(m.out_channels) if m.bias is None else m.bias).repeat(spread**2)
         step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))
         return y
 
-    def _multiply(self, entry: Entry, m: SparseConv2d | DenseConv2d) -> None:
+    def _multiply(self, entry: Entry, m: Conv) -> None:
         step, packed = entry.step, self.packed.get(m) or group(*_weight(m), window_of(m))
         if isinstance(m, SparseConv2d):  # dense weights are as large as all else, and quickly packed
             self.packed[m] = packed
@@ -137,7 +145,7 @@ class FloatBuilder(Builder):
                     self.store(values[node.args[0]])
             else:
                 m, inputs = self.module(node), [values[source] for source in node.args]
-                if isinstance(m, SparseConv2d | DenseConv2d):
+                if isinstance(m, Conv):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
                 elif isinstance(m, Contiguous):
                     values[node] = inputs[0]

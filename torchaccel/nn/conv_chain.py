@@ -14,7 +14,7 @@ from torchaccel.nn import _chain_plan, _inference, _weights
 from torchaccel.nn._chain_layout import flattened
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.contiguous import Contiguous
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
@@ -32,7 +32,8 @@ TOGETHER = {torch.int8: 8, torch.float32: 4}
 
 def in_float(module: nn.Module | None) -> bool:
     """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
-    return isinstance(module, SparseConv2d | DenseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous)
+    floats = SparseConv2d | DenseConv2d | DenseConvTranspose2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous
+    return isinstance(module, floats)
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
@@ -49,6 +50,8 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
         return ungrouped and ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, SparseConv2d):
         return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, DenseConvTranspose2d):
+        return module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, DenseConv2d):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return plain and module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
