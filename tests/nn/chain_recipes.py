@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ class Layer:
     """One layer of a recipe; what does not fit where it stands is left out, or made to fit."""
 
     pool: bool = False
+    grow: int = 0  # a transposed convolution of such a stride
     back: int = 0  # what it reads: the value so many before the last one
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -72,6 +75,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
     kernel = draw(st.one_of(st.just((1, 1)), st.just((3, 3)), _both(1, 4)))
     return Layer(
         pool=draw(st.integers(0, 5)) == 0,
+        grow=draw(st.sampled_from([0] * 8 + [1, 2, 2, 3])),
         back=draw(st.sampled_from([0, 0, 0, 1, 2, 9])),
         kernel=kernel,
         stride=draw(st.one_of(st.just((1, 1)), _both(1, 3))),
@@ -103,6 +107,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         exact=draw(st.booleans()),
         seed=draw(st.integers(0, 2**31)),
     )
+
+
+_POINT: dict[str, Any] = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
 
 
 @dataclass
@@ -156,10 +163,13 @@ class Maker(ABC):
                 return
             least = tuple(min(p, k // 2) for p, k in zip(layer.padding, layer.kernel, strict=True))
             layer = replace(layer, padding=least)
+        if layer.grow and not layer.pool:
+            layer = replace(layer, **_POINT, residual=False, pattern="dense")
         x = self.source(layer)
         if layer.residual and not layer.pool:
             layer = self.joining(layer, x)
-        size = _output(x.size, layer.window())
+        grown = layer.grow if layer.grow and not layer.pool else 1
+        size = grown * (made := _output(x.size, layer.window()))[0], grown * made[1]
         if min(size) < 1 or max(size) > 40:
             return
         if layer.pool:
@@ -170,7 +180,7 @@ class Maker(ABC):
     def joining(self, layer: Layer, x: Value) -> Layer:
         """The layer with a window whose output a value that was made already can be added to."""
         sizes = [v.size[1:] for v in self.values if v is not x]
-        plain = [replace(layer, kernel=(1, 1), stride=(s, s), padding=(0, 0), dilation=(1, 1)) for s in (1, 2, 3)]
+        plain = [replace(layer, **_POINT | {"stride": (s, s)}) for s in (1, 2, 3)]
         return next((able for able in (layer, *plain) if _output(x.size, able.window()) in sizes), layer)
 
     def convolve(self, layer: Layer, x: Value, size: Pair) -> None:
@@ -202,6 +212,15 @@ class Maker(ABC):
         if len(parts) > 1 and channels < MOST_CHANNELS:
             node = self.graph.call_function(torch.cat, ([v.node for v in parts], 1))
             self.values.append(Value(node, (channels, *last.size[1:]), last.range))
+
+    def transposed(self, layer: Layer, c: int, o: int) -> nn.ConvTranspose2d:
+        conv = nn.ConvTranspose2d(c, o, layer.grow, layer.grow, bias=layer.bias)
+        weight = torch.randint(-127, 128, conv.weight.shape, generator=self.g)
+        weight[0] = 127
+        conv.weight.data = weight * 2.0 ** round(math.log2(1 / (73 * math.sqrt(c))))
+        if layer.bias:
+            conv.bias.data = torch.randint(-64, 65, (o,), generator=self.g) / 16  # type: ignore[union-attr]
+        return conv
 
     def kept(self, layer: Layer, o: int, c: int) -> Tensor:
         """[o, c, kh, kw]: which weights are not pruned."""
