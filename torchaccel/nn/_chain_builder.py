@@ -126,8 +126,7 @@ class Builder(ABC):
         """
         walked = self.entries
         self.pointwise = self.values.dtype == torch.float32 and all(entry.window == Window() for entry in walked)
-        first = next((i for i, entry in enumerate(walked) if self._gains(entry, lanes)), len(walked))
-        first = self._behind_halves(first)
+        first = self._first_late(lanes)
         late: list[Entry] = []
         loads: list[Entry] = []
         for i, entry in enumerate(walked):
@@ -152,16 +151,16 @@ class Builder(ABC):
         self.entries = self.early + late
         return len(self.early)
 
-    def _behind_halves(self, first: int) -> int:
-        """Where late steps may begin, from `first` on: with no concatenation of which parts are made early."""
+    def _first_late(self, lanes: int) -> int:
+        """The first step that is worth taking several images together for, where no concatenation is half made."""
         made: dict[Area, list[int]] = {}
         for i, entry in enumerate(self.entries):
             if entry.y is not None:
                 made.setdefault(entry.y.area, []).append(i)
-        for steps in sorted(made.values()):
-            if steps[0] < first <= steps[-1]:
-                first = steps[-1] + 1
-        return first
+        for i, entry in enumerate(self.entries):
+            if self._gains(entry, lanes) and not any(steps[0] < i <= steps[-1] for steps in made.values()):
+                return i
+        return len(self.entries)
 
     def _best_grid(self, entry: Entry, images: int) -> Grid:
         x, y = entry.x, entry.y
