@@ -193,7 +193,7 @@ def test_other_concatenations_are_none(change: dict) -> None:
 )
 def test_windows_that_overlap_stay_float(settings: dict) -> None:
     layer = nn.ConvTranspose2d(4, 4, **({"kernel_size": 2, "stride": 2} | settings))
-    with pytest.raises(ValueError, match="accepted|other than"):
+    with pytest.raises(ValueError, match=r"accepted|other than"):
         Int8ConvTranspose2d.from_float(layer)
     graph = prepare(nn.Sequential(nn.Conv2d(3, 4, 1), layer).eval(), (X,))
     assert "1" not in graph.names

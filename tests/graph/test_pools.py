@@ -140,7 +140,7 @@ def test_functions_become_layers(how: str, count: int) -> None:
 
 
 class Odd(nn.Module):
-    """Pooling that must stay float: indices, a divisor, a second reader, a hook; a second call is a layer of its own."""
+    """Pooling that must stay float: indices, a divisor, a second reader, a hook, floats for a second call."""
 
     def __init__(self) -> None:
         super().__init__()

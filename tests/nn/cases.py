@@ -59,7 +59,7 @@ def make(kind: str) -> Case:
         }[kind]()
         return Case(made, linear, x)
     if kind.startswith("transposed"):
-        transposed = nn.ConvTranspose2d(16, 6, 3, 3)
+        transposed = nn.ConvTranspose2d(16, 32, 3, 3)
         given = affine(image) if "static" in kind else None
         return Case(Int8ConvTranspose2d.from_float(transposed, given), transposed, image)
     groups = 4 if "grouped" in kind else 1

@@ -60,7 +60,8 @@ def int8_module(
     """The int8 counterpart of a linear or convolution layer.
 
     Args:
-        module: `nn.Linear`, `nn.Conv2d`, or an `nn.ConvTranspose2d` whose stride is its kernel; unchanged. The int8 weights are a copy.
+        module: `nn.Linear`, `nn.Conv2d`, or `nn.ConvTranspose2d` with a stride as large as its kernel; unchanged. The
+            int8 weights are a copy.
         config: which kind of int8.
         input_range: of the layer's input, needed for `Int8Static`, unused otherwise.
         pattern: keeps only the blocks of a pruned convolution that are not zero, see `stored_pattern`; None is dense.

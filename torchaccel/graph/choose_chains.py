@@ -84,7 +84,8 @@ def choose_chains(
     able = {name: form for name, form in forms.items() if takes(form, connected=False)}
     by_name = {choice.name: choice for choice in choices}
     dense = {name: model.get_submodule(name) for name in by_name.keys() - forms.keys()}
-    held = able | {name: layer for name, layer in dense.items() if isinstance(layer, DenseConv2d | DenseConvTranspose2d)}
+    strongest = DenseConv2d | DenseConvTranspose2d
+    held = able | {name: layer for name, layer in dense.items() if isinstance(layer, strongest)}
 
     def trials(names: Collection[str]) -> list[_Trial]:
         try:

@@ -172,8 +172,11 @@ class Builder(ABC):
         """Copy what is a part of several concatenations."""
         x, y = entry.x, entry.y
         assert x is not None and y is not None
-        y.grid = y.grid or (x.grid if x.grid is not None and x.grid.images == images else None) or self._whole_grid(y, images)
-        x.grid = x.grid or y.grid
+        taken = x.grid if x.grid is not None and x.grid.images == images else None
+        grid = y.grid or taken or self._whole_grid(y, images)
+        y.grid = grid
+        if x.grid is None:
+            x.grid = grid
         self._relane(x, y)
 
     def _gains(self, entry: Entry, lanes: int) -> bool:
@@ -294,8 +297,10 @@ class Builder(ABC):
                 step.columns = x.area.pitch()  # strips
                 if entry.window.stride[0] == 1:
                     step.rows, step.columns = 1, step.rows * step.columns  # rows without gaps
-            elif entry.window.stride == (1, 1) and entry.spread == 1 and all(
-                p.area.planar and p.area.pitch() == step.columns for p in (x, y, residual or y)
+            elif (
+                entry.window.stride == (1, 1)
+                and entry.spread == 1
+                and all(p.area.planar and p.area.pitch() == step.columns for p in (x, y, residual or y))
             ):
                 step.rows, step.columns = 1, step.rows * step.columns
 

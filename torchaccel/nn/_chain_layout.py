@@ -121,7 +121,9 @@ class Area:
 class Plane:
     """An activation: some planes of an area, all of them but for a part of a concatenation."""
 
-    def __init__(self, planes: int, h: int, w: int, zero_point: int = 0, grid: Grid | None = None, planar: bool = False):
+    def __init__(
+        self, planes: int, h: int, w: int, zero_point: int = 0, grid: Grid | None = None, planar: bool = False
+    ) -> None:
         self.planes, self.h, self.w, self.zero_point = planes, h, w, zero_point
         self.area, self.before = Area(planes, grid, planar=planar, holds=[self]), 0  # planes of the area before its own
         self.padding: int | None = None  # what the halo holds outside of the image now, as a word
