@@ -199,10 +199,24 @@ def test_windows_that_overlap_stay_float(settings: dict) -> None:
     assert "1" not in graph.names
 
 
-def test_a_residual_is_refused() -> None:
+def test_an_output_size_is_what_comes_out() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.grow = nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.grow(self.a(x), output_size=[2 * x.shape[2], 2 * x.shape[3]])
+
+    model = Sized().eval()
+    prepared = prepare(model, (X,))
+    assert prepared.note is None
+    with torch.no_grad():
+        near(prepared.dense(X), model(X), 1e-5)
     layer = Int8ConvTranspose2d.from_float(nn.ConvTranspose2d(3, 4, 2, 2))
-    with pytest.raises(ValueError, match="residual"):
-        layer(X, X)
+    assert torch.equal(layer(X, output_size=[48, 72]), layer(X))
+    with pytest.raises(ValueError, match=r"output_size is \(49, 72\), accepted is \(48, 72\)"):
+        layer(X, output_size=[49, 72])
 
 
 def test_a_value_concatenated_outside_of_a_run_is_no_part_of_it() -> None:

@@ -60,21 +60,15 @@ def _is_global_mean(node: fx.Node) -> bool:
 
 def part_pools(graph: fx.GraphModule) -> None:
     """Give each call of a pooling layer that a model calls several times a layer of its own, in place."""
+    taken = dict(graph.named_modules())
     for name, nodes in calls(graph).items():
-        module = graph.get_submodule(name)
-        if type(module) not in _KINDS or has_hooks(module):
+        if type(taken[name]) not in _KINDS or has_hooks(taken[name]):
             continue
         for i, node in enumerate(nodes[1:], 1):
-            own = f"{name}_{i}"
-            if node.op == "call_module" and not _has(graph, own):
-                set_module(graph, own, copy.deepcopy(module))
+            if (own := f"{name}_{i}") not in taken:
+                set_module(graph, own, copy.deepcopy(taken[name]))
                 node.target = own
     graph.recompile()
-
-
-def _has(graph: fx.GraphModule, name: str) -> bool:
-    owner, _, last = name.rpartition(".")
-    return hasattr(graph.get_submodule(owner), last)
 
 
 def lift_pools(graph: fx.GraphModule) -> None:

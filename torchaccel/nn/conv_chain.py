@@ -37,7 +37,7 @@ def in_float(module: nn.Module | None) -> bool:
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
-    """Whether a layer can be part of a chain: a convolution or max-pooling, or the average that ends it.
+    """Whether a layer can be part of a chain: a convolution, transposed too, max-pooling, or the average that ends it.
 
     Args:
         connected: whether an int8 convolution must give int8 already.
@@ -78,7 +78,7 @@ class ConvChain(nn.Module):
 
     Args:
         body: the layers as a graph of one placeholder, calls of modules for which `takes` holds, all in int8 or all in
-            float32, and one output.
+            float32, concatenations of their outputs along channels, and one output.
 
     Shape: x [N, C, H, W], any strides, float32 or what the first layer reads. Returns what the body returns, in
     float32 layers contiguous unless x is channels_last.

@@ -147,8 +147,8 @@ class DenseConvTranspose2d(_Dense, nn.ConvTranspose2d):
         made = {name: getattr(self, name) for name in names}
         return made | {"bias": self.bias is not None, "activation": self.activation}
 
-    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        return self._finish(super().forward(input), None)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._finish(super().forward(input, output_size), None)
 
 
 class DenseLinear(_Dense, nn.Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,11 +105,16 @@ class Int8ConvTranspose2d(Int8Conv):
     def limits(self, device: torch.device) -> str | None:
         return supports(device, kernel_size=(1, 1), out_dtype=self.output_dtype, groups=1)
 
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
+        """[N, C, H, W] as [N, O, k * H, k * W], which is the only `output_size` there is."""
+        made = [size * self.kernel_size[0] for size in input.shape[-2:]]
+        if output_size is not None and list(output_size)[-2:] != made:
+            _check.fail(type(self).__name__, f"output_size is {tuple(output_size)}, accepted is {tuple(made)}")
+        return super().forward(input)
+
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
     ) -> Tensor:
-        if residual is not None:
-            _check.fail(type(self).__name__, "a residual is given, accepted is none")
         b = self._fast()
         y = ops.int8_conv2d(
             a, b["weight"], scale_a, b["scale"], zero_point, b["bias"], None, None, None,
