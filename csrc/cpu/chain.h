@@ -51,6 +51,9 @@ struct ChainStep {
   int64_t quads;               // where the weights of a depthwise int8 convolution begin in quads, -1: there are none
   int64_t quad_offsets;  // where the offsets of its kernel's rows begin, from an output of a plane to the first tap
   int64_t kernel_h, kernel_w;
+  // Rows and columns of y that an output of a convolution becomes: its planes are those of y for the first of these
+  // places, then for the next one to its right, and so on. y_pitch is from a row of outputs to the next.
+  int64_t spread;
 };
 
 // Quads of neighbouring taps that a row of a kernel and some neighbouring outputs read, and how many outputs that are.
@@ -59,6 +62,13 @@ struct ChainQuads {
 };
 constexpr ChainQuads kChainQuads3 = {1, 2}, kChainQuads5 = {2, 4},
                      kChainQuads7 = {2, 2};  // for widths of up to 3, 5, 7
+
+// Where a plane of a convolution's outputs begins, from the first one on.
+static inline __attribute__((always_inline)) int64_t chain_plane(const ChainStep& s, int64_t plane) {
+  if (s.spread == 1) return plane * s.y_plane;
+  const int64_t planes = s.planes / (s.spread * s.spread), place = plane / planes;
+  return plane % planes * s.y_plane + place / s.spread * (s.y_pitch / s.spread) + place % s.spread * 64;
+}
 
 constexpr int64_t kChainStepInts = sizeof(ChainStep) / sizeof(int64_t);
 

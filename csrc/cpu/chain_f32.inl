@@ -25,6 +25,7 @@ static void chain_groups(const ChainStep& step, const ChainData& data, const Cha
   const int32_t* first = d.indices + s.row_offsets + t.slab * s.chunks + t.chunk;
   const float* bias = d.floats + s.floats + 2;
   const F32 low = f32_splat(bias[-2]), high = f32_splat(bias[-1]);
+  const int64_t across = 16 * s.spread;  // from an output to the next
   const bool begins = t.chunk == 0, ends = t.chunk + 1 == s.chunks;
   for (int64_t g = first[0]; g < first[1]; ++g) {
     const int32_t* group = d.indices + s.starts + 6 * g;
@@ -48,11 +49,11 @@ static void chain_groups(const ChainStep& step, const ChainData& data, const Cha
           TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) f32_store(after + 16 * v, sums[r][v]);
           continue;
         }
-        float* y = reinterpret_cast<float*>(t.y + channel * s.y_plane);
+        float* y = reinterpret_cast<float*>(t.y + chain_plane(s, channel));
         const float* residual = reinterpret_cast<const float*>(t.residual + channel * s.residual_plane);
         TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) {
           const F32 sum = t.residual == nullptr ? sums[r][v] : f32_add(sums[r][v], f32_load(residual + 16 * v));
-          f32_store(y + 16 * v, f32_min(high, f32_max(low, sum)));  // NaN as the second operand stays NaN
+          f32_store(y + across * v, f32_min(high, f32_max(low, sum)));  // NaN as the second operand stays NaN
         }
       }
     }
@@ -90,7 +91,7 @@ static void chain_conv_f32(const ChainStep& s, const ChainData& d, int64_t begin
       const ChainGroups groups =
           (s.block_rows == 4 ? chain_groups_of<true> : chain_groups_of<false>)(s.x_across, next - column);
       ChainTileF32 t = {d.arena + s.x + row * s.x_down + column * s.x_across, nullptr,
-                        d.arena + s.y + row * s.y_pitch + 64 * column, task % slabs, 0};
+                        d.arena + s.y + row * s.y_pitch + 64 * s.spread * column, task % slabs, 0};
       if (s.residual >= 0) t.residual = d.arena + s.residual + row * s.residual_pitch + 64 * column;
       for (; t.chunk < s.chunks; ++t.chunk) groups(s, d, t);
     }

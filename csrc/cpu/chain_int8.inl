@@ -6,38 +6,7 @@
 // the four bytes of a place, so nothing is transposed. Roofline: 1x4 by loads, 4x4 and dense by dot products.
 #pragma once
 
-#include "epilogue.inl"
-#include "unroll.h"
-
-struct ChainTile {
-  const uint8_t* x;         // what the first output reads, plane 0
-  int64_t across;           // from there to what the next one reads
-  const uint8_t* residual;  // at the first output, this plane
-  uint8_t* y;
-};
-
-// What requantizes four channels.
-struct ChainOut {
-  const int32_t* starts;
-  const float *scale, *bias;
-  F32 inverse, residual_scale;
-  I32 residual_shift;
-  Pair low, high, zero_point;  // of steps
-};
-
-// The steps from the zero point of sums of one channel: (float(sum) * scale + bias + residual) / scale_out. The plan
-// makes sure that they fit an int32, and activations are bounds of steps.
-template <bool kResidual>
-TORCHACCEL_INLINE I32 chain_steps(const ChainOut& out, I32 sum, F32 scale, F32 bias, X added, W which) {
-  F32 y = f32_add(f32_mul(f32_of(sum), scale), bias);
-  if (kResidual) y = f32_add(y, f32_mul(f32_of(dot4(out.residual_shift, added, which)), out.residual_scale));
-  return i32_round(f32_mul(y, out.inverse));
-}
-
-// The bytes of a vector of places, from the steps of four channels.
-TORCHACCEL_INLINE void chain_store(const ChainOut& out, uint8_t* y, Pair first, Pair last) {
-  i32_store(reinterpret_cast<int32_t*>(y), i32_bytes(first, last, out.low, out.high, out.zero_point));
-}
+#include "chain_quads.inl"
 
 // Four channels, each over its own blocks: as soon as a channel's sums are known they become steps, in registers. Two
 // sets of few accumulators hide the latency of a product.
@@ -45,7 +14,7 @@ template <int V, int kAcross, bool kResidual>
 static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
                       const int32_t* rows) {
   constexpr int kSets = V <= 4 && 2 * V <= kAccumulators ? 2 : 1;
-  const int64_t across = kAcross > 0 ? kAcross : t.across;
+  const int64_t across = kAcross > 0 ? kAcross : t.across, y_across = kAcross > 0 ? 64 : t.y_across;
   I32 even[V];    // steps of channel 0, then 2
   Pair first[V];  // of channels 0 and 1
   // A branch of its own for the end of each row is predicted better.
@@ -86,7 +55,7 @@ static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* val
       } else if (c == 1) {
         first[v] = pair(even[v], steps);
       } else {
-        chain_store(out, t.y + 64 * v, first[v], pair(even[v], steps));
+        chain_store(out, t.y + y_across * v, first[v], pair(even[v], steps));
       }
     }
   }
@@ -99,7 +68,7 @@ static void chain_4x4(const ChainTile& tile, const ChainOut& given, const int8_t
   // Copies: a store of bytes might change what a reference leads to.
   const ChainTile t = tile;
   const ChainOut out = given;
-  const int64_t across = kAcross > 0 ? kAcross : t.across;
+  const int64_t across = kAcross > 0 ? kAcross : t.across, y_across = kAcross > 0 ? 64 : t.y_across;
   I32 sums[4][V];
   TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
     TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) sums[c][v] = i32_splat(out.starts[c]);
@@ -122,7 +91,7 @@ static void chain_4x4(const ChainTile& tile, const ChainOut& given, const int8_t
     TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
       steps[c] = chain_steps<kResidual>(out, sums[c][v], scale[c], bias[c], added, w_splat(1 << 8 * c));
     }
-    chain_store(out, t.y + 64 * v, pair(steps[0], steps[1]), pair(steps[2], steps[3]));
+    chain_store(out, t.y + y_across * v, pair(steps[0], steps[1]), pair(steps[2], steps[3]));
   }
 }
 
@@ -149,7 +118,7 @@ static void chain_vectors(const ChainStep& s, const ChainData& d, const ChainTil
   if constexpr (V > 1) {
     if (vectors < V) return chain_vectors<kBlockRows, V - 1>(s, d, t, out, plane, vectors);
   }
-  const bool adjacent = t.across == 64;
+  const bool adjacent = t.across == 64 && t.y_across == 64;
   if (s.residual >= 0) {
     adjacent ? chain_vectors<kBlockRows, V, 64, true>(s, d, t, out, plane)
              : chain_vectors<kBlockRows, V, 0, true>(s, d, t, out, plane);
@@ -166,12 +135,11 @@ TORCHACCEL_INLINE void chain_tile(const ChainStep& s, const ChainData& d, const 
   const int64_t parts = (vectors + V - 1) / V;
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t first = vectors * p / parts, count = vectors * (p + 1) / parts - first;  // of about the same size
-    const ChainTile part = {t.x + first * t.across, t.across, t.residual + 64 * first, t.y + 64 * first};
+    const ChainTile part = {t.x + first * t.across, t.across, t.residual + 64 * first, t.y + first * t.y_across,
+                            t.y_across};
     chain_vectors<kBlockRows, V>(s, d, part, out, plane, count);
   }
 }
-
-#include "chain_quads.inl"
 
 // Tasks [begin, end) of tiles x planes.
 static void chain_conv_int8(const ChainStep& s, const ChainData& d, int64_t begin, int64_t end) {
@@ -191,7 +159,7 @@ static void chain_conv_int8(const ChainStep& s, const ChainData& d, int64_t begi
     out.scale = floats + 4 + 4 * plane;
     out.bias = floats + 4 + 4 * (s.planes + plane);
     ChainTile t = {d.arena + s.x + row * s.x_down + first * s.x_across, s.x_across, d.arena,
-                   d.arena + s.y + plane * s.y_plane + row * s.y_pitch + 64 * first};
+                   d.arena + s.y + chain_plane(s, plane) + row * s.y_pitch + 64 * s.spread * first, 64 * s.spread};
     if (s.residual >= 0) {
       t.residual += s.residual + plane * s.residual_plane + row * s.residual_pitch + 64 * first;
     }

@@ -6,6 +6,8 @@
 // packing them to bytes finds the order of places again. Roofline: dot products and shuffles alike.
 #pragma once
 
+#include "chain_out.inl"
+
 #ifdef TORCHACCEL_QUADS
 
 // The first `count`, at most kNow, of kOutputs neighbouring outputs of a plane; what others read need not exist.

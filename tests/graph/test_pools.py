@@ -140,7 +140,7 @@ def test_functions_become_layers(how: str, count: int) -> None:
 
 
 class Odd(nn.Module):
-    """Pooling that must stay float: indices, a divisor, a second reader, a hook, a second call."""
+    """Pooling that must stay float: indices, a divisor, a second reader, a hook, floats for a second call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Odd(nn.Module):
 def test_what_has_no_int8_form_stays() -> None:
     model, x = Odd().eval(), torch.randn(2, 3, 12, 12)
     prepared, chosen = all_int8(model, x)
-    assert set(prepared.pools) == {"indices", "divided", "read"}
+    assert set(prepared.pools) == {"indices", "divided", "read", "twice", "twice_1"}
     assert {"indices", "divided"}.isdisjoint(chosen)
     fast = assemble(prepared.dense, chosen)
     assert dtypes(fast, x)["read"] == (torch.float32, torch.float32)

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torchaccel.nn import InputRange, Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn import (
+    InputRange,
+    Int8Conv2d,
+    Int8ConvTranspose2d,
+    Int8Linear,
+    Int8LinearWeightOnly,
+    SparseConv2d,
+    SparseInt8Conv2d,
+)
 
 
 @dataclass
@@ -50,6 +58,10 @@ def make(kind: str) -> Case:
             "linear weight-only": lambda: Int8LinearWeightOnly.from_float(linear),
         }[kind]()
         return Case(made, linear, x)
+    if kind.startswith("transposed"):
+        transposed = nn.ConvTranspose2d(16, 32, 3, 3)
+        given = affine(image) if "static" in kind else None
+        return Case(Int8ConvTranspose2d.from_float(transposed, given), transposed, image)
     groups = 4 if "grouped" in kind else 1
     conv = nn.Conv2d(16, 32, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=groups)
     if "sparse" in kind:
@@ -71,6 +83,7 @@ LINEAR = ("linear static u8", "linear static s8", "linear dynamic", "linear weig
 CONV = (
     "conv static u8", "conv static s8", "conv dynamic", "conv grouped",
     "sparse int8 1x4", "sparse int8 4x4", "sparse int8 dynamic", "sparse float",
+    "transposed static u8", "transposed dynamic",
 )  # fmt: skip
 ALL = LINEAR + CONV
 

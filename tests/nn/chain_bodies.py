@@ -11,7 +11,15 @@ from torch import Tensor, fx, nn
 
 from tests.nn.chain_recipes import INT8, Layer, Maker, Recipe, Value, recipes
 from torchaccel import _native
-from torchaccel.nn import ConvChain, InputRange, Int8AdaptiveAvgPool2d, Int8Conv2d, Int8MaxPool2d, SparseInt8Conv2d
+from torchaccel.nn import (
+    ConvChain,
+    InputRange,
+    Int8AdaptiveAvgPool2d,
+    Int8Conv2d,
+    Int8ConvTranspose2d,
+    Int8MaxPool2d,
+    SparseInt8Conv2d,
+)
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.ops.conv_chain import _reference
 
@@ -20,7 +28,7 @@ __all__ = ["Layer", "Recipe", "by_reference", "images", "laid_out", "make", "rec
 
 class _Int8Maker(Maker):
     unpruned = "dense"
-    needed = Int8Conv2d, SparseInt8Conv2d
+    needed = Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -43,6 +51,11 @@ class _Int8Maker(Maker):
         return Value(self.x, self.recipe.size, self.ranges[self.recipe.ranges[min(self.readers - 1, 1)]])
 
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, InputRange]:
+        if layer.grow:
+            grown = Int8ConvTranspose2d.from_float(self.transposed(layer, x.size[0], o), x.range)
+            y = self.range(layer.dtype, layer.coarse)
+            grown.set_output(y.scale, y.zero_point, y.dtype)
+            return grown, y
         groups, (kh, kw) = self.groups(layer, o, x.size[0]), layer.kernel
         conv = nn.Conv2d(x.size[0], o, *layer.window(), groups=groups, bias=layer.bias)
         c = x.size[0] // groups
@@ -66,6 +79,14 @@ class _Int8Maker(Maker):
         if added is not None and added.range is not None:
             made.set_residual(added.range.scale, added.range.zero_point)
         return made, y
+
+    def alike(self, value: Value, others: list[Value]) -> list[Value]:
+        layer = self.modules.get(str(value.node.target))
+        if others and isinstance(layer, self.needed):
+            value.range = y = others[0].range
+            assert y is not None
+            layer.set_output(y.scale, y.zero_point, y.dtype)
+        return [other for other in others if other.range == value.range]
 
     def pool(self, layer: Layer) -> nn.Module:
         return Int8MaxPool2d(*layer.window())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ INT8 = (torch.uint8, torch.int8)
 PATTERNS = "dense", "1x4", "1x4", "4x4", "4x4", "16x1", "unstructured"
 CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40
 DEPTHWISE = 1 << 10
+MOST_CHANNELS = 400
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Layer:
     """One layer of a recipe; what does not fit where it stands is left out, or made to fit."""
 
     pool: bool = False
+    grow: int = 0  # a transposed convolution of such a stride
     back: int = 0  # what it reads: the value so many before the last one
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -39,6 +43,7 @@ class Layer:
     activation: str = "relu"
     bias: bool = True
     residual: bool = False
+    joined: int = 0  # how many other values of its size are concatenated with its output
     dtype: torch.dtype = torch.uint8
     coarse: int = 5  # about how many bits of the output's range its values fill, up to some that saturate
 
@@ -73,6 +78,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
     groups = draw(st.sampled_from([1, 1, 1, 2, 4, DEPTHWISE]))
     return Layer(
         pool=draw(st.integers(0, 5)) == 0,
+        grow=draw(st.sampled_from([0] * 8 + [1, 2, 2, 3])),
         back=draw(st.sampled_from([0, 0, 0, 1, 2, 9])),
         kernel=kernel,
         stride=draw(st.one_of(st.just((1, 1)), _both(1, 3))),
@@ -85,6 +91,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
         activation=draw(st.sampled_from(["none", "relu", "relu6"])),
         bias=draw(st.booleans()),
         residual=draw(st.booleans()),
+        joined=draw(st.sampled_from([0, 0, 0, 1, 1, 2])),
         dtype=draw(st.sampled_from(INT8)),
         coarse=draw(st.sampled_from([2, 5, 6, 8])),
     )
@@ -104,6 +111,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         exact=draw(st.booleans()),
         seed=draw(st.integers(0, 2**31)),
     )
+
+
+_POINT: dict[str, Any] = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
 
 
 @dataclass
@@ -157,10 +167,13 @@ class Maker(ABC):
                 return
             least = tuple(min(p, k // 2) for p, k in zip(layer.padding, layer.kernel, strict=True))
             layer = replace(layer, padding=least)
+        if layer.grow and not layer.pool:
+            layer = replace(layer, **_POINT, residual=False, pattern="dense")
         x = self.source(layer)
         if layer.residual and not layer.pool:
             layer = self.joining(layer, x)
-        size = _output(x.size, layer.window())
+        grown = layer.grow if layer.grow and not layer.pool else 1
+        size = grown * (made := _output(x.size, layer.window()))[0], grown * made[1]
         if min(size) < 1 or max(size) > 40:
             return
         if layer.pool:
@@ -171,7 +184,7 @@ class Maker(ABC):
     def joining(self, layer: Layer, x: Value) -> Layer:
         """The layer with a window whose output a value that was made already can be added to."""
         sizes = [v.size[1:] for v in self.values if v is not x]
-        plain = [replace(layer, kernel=(1, 1), stride=(s, s), padding=(0, 0), dilation=(1, 1)) for s in (1, 2, 3)]
+        plain = [replace(layer, **_POINT | {"stride": (s, s)}) for s in (1, 2, 3)]
         return next((able for able in (layer, *plain) if _output(x.size, able.window()) in sizes), layer)
 
     def convolve(self, layer: Layer, x: Value, size: Pair) -> None:
@@ -188,6 +201,31 @@ class Maker(ABC):
             made.fuse_activation(layer.activation)  # type: ignore[operator]
         self.call(made, (o, *size), y, x.node, *([] if added is None else [added.node]))
 
+    def alike(self, value: Value, others: list[Value]) -> list[Value]:
+        """Those of the others that lie as a value does, which may be made to lie as they do."""
+        return others
+
+    def join(self, layer: Layer) -> None:
+        """Concatenate the last value with others; only the last part may have channels that fill no place."""
+        last = self.values[-1]
+        others = [v for v in self.values[:-1] if v.size[1:] == last.size[1:]][-layer.joined :]
+        parts = sorted([last, *self.alike(last, others)], key=lambda v: v.size[0] % 4 != 0)
+        whole = [v for v in parts if v.size[0] % 4 == 0]
+        parts = parts[: len(whole) + 1]
+        channels = sum(v.size[0] for v in parts)
+        if len(parts) > 1 and channels < MOST_CHANNELS:
+            node = self.graph.call_function(torch.cat, ([v.node for v in parts], 1))
+            self.values.append(Value(node, (channels, *last.size[1:]), last.range))
+
+    def transposed(self, layer: Layer, c: int, o: int) -> nn.ConvTranspose2d:
+        conv = nn.ConvTranspose2d(c, o, layer.grow, layer.grow, bias=layer.bias)
+        weight = torch.randint(-127, 128, conv.weight.shape, generator=self.g)
+        weight[0] = 127
+        conv.weight.data = weight * 2.0 ** round(math.log2(1 / (73 * math.sqrt(c))))
+        if layer.bias:
+            conv.bias.data = torch.randint(-64, 65, (o,), generator=self.g) / 16  # type: ignore[union-attr]
+        return conv
+
     def kept(self, layer: Layer, o: int, c: int) -> Tensor:
         """[o, c, kh, kw]: which weights are not pruned."""
         rows, columns = (1, 1) if layer.pattern == "dense" else blocks.block_of(layer.pattern)
@@ -199,7 +237,10 @@ class Maker(ABC):
 
     def body(self) -> fx.GraphModule:
         for layer in self.recipe.layers:
+            before = len(self.values)
             self.add(layer)
+            if layer.joined and len(self.values) > max(before, 1):
+                self.join(layer)
         if not any(isinstance(module, self.needed) for module in self.modules.values()):
             self.add(Layer(pattern=self.unpruned))
         last = self.values[-1]

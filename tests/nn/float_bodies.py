@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
 from torchaccel.nn import SparseConv2d, _chain_float
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.ops._chain_step import SLAB
 from torchaccel.ops._winograd import OUTPUTS
 from torchaccel.testing import assert_exact_enough
@@ -41,6 +41,8 @@ class _FloatMaker(Maker):
         return Value(self.x, self.recipe.size)
 
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, None]:
+        if layer.grow:
+            return DenseConvTranspose2d.from_float(self.transposed(layer, x.size[0], o)), None
         groups = self.groups(layer, o, x.size[0])
         conv = nn.Conv2d(x.size[0], o, *layer.window(), groups=groups, bias=layer.bias)
         weight = torch.randn(conv.weight.shape, generator=self.g)
@@ -101,7 +103,13 @@ class _Expecting(fx.Interpreter):
         module = self.module.get_submodule(target)
         if isinstance(module, SparseConv2d | DenseConv2d):
             return self.conv(module, *args)
+        if isinstance(module, DenseConvTranspose2d):
+            return self.transposed(module, *args)
         return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Expected:
+        assert target is torch.cat
+        return Expected(*(torch.cat(parts, 1) for parts in zip(*args[0], strict=True)))
 
     def conv(self, m: SparseConv2d | DenseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
         def over(tensor: Tensor, weight: Tensor) -> Tensor:
@@ -114,7 +122,9 @@ class _Expecting(fx.Interpreter):
         exact = over(x.exact, weight) + bias
         size = over(_spread(x.exact.abs(), m.stride, together), weight.abs()) + bias.abs()
         error = over(x.error, weight**2)
-        loose = over(_spread(x.loose.double(), m.stride, together), torch.ones_like(weight)) > 0
+        # Places that a step fills up, and the reference's products with zero, may be of any channel.
+        any_channel = _spread(x.loose.amax(1, keepdim=True).double().expand_as(x.loose), m.stride, together)
+        loose = over(any_channel, torch.ones_like(weight)) > 0
         lost = over(x.lost, weight != 0) > 0
         if residual is not None:
             exact, size, error = exact + residual.exact, size + residual.exact.abs(), error + residual.error
@@ -123,6 +133,18 @@ class _Expecting(fx.Interpreter):
         if low is not None:
             exact = exact.clamp(low, high)
         return Expected(exact, error + weight[0].numel() * size**2, loose, lost)
+
+    def transposed(self, m: DenseConvTranspose2d, x: Expected) -> Expected:
+        def over(tensor: Tensor, weight: Tensor) -> Tensor:
+            return F.conv_transpose2d(tensor.double(), weight, None, m.stride)
+
+        weight = m.weight.detach().double()
+        bias = (weight.new_zeros(m.out_channels) if m.bias is None else m.bias.detach()).view(-1, 1, 1).double()
+        exact, size = over(x.exact, weight) + bias, over(x.exact.abs(), weight.abs()) + bias.abs()
+        loose, lost = over(x.loose, torch.ones_like(weight)) > 0, over(x.lost, (weight != 0).double()) > 0
+        low, high = {"none": (None, None), "relu": (0, None), "relu6": (0, 6)}[m.activation]
+        error = over(x.error, weight**2) + m.in_channels * size**2
+        return Expected(exact if low is None else exact.clamp(low, high), error, loose, lost)
 
     def max_pool(self, m: nn.MaxPool2d, x: Expected) -> Expected:
         exact, error, loose, lost = (m(tensor.double()) for tensor in x)

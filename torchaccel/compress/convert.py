@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from torchaccel.compress.configs import Int8Config, Int8Static, Int8WeightOnly, check_config
-from torchaccel.nn import InputRange, Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
+from torchaccel.nn import (
+    InputRange,
+    Int8Conv2d,
+    Int8ConvTranspose2d,
+    Int8Linear,
+    Int8LinearWeightOnly,
+    SparseInt8Conv2d,
+    _transposed,
+)
 from torchaccel.ops import blocks
 
 _CPU_BLOCKS = ("1x4", "4x4")
@@ -15,13 +23,15 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 def why_not(module: nn.Module) -> str | None:
     """Why a layer is no plain linear or convolution that int8 can stand in for, or None."""
-    kind = next((k for k in (nn.Linear, nn.Conv2d) if isinstance(module, k)), None)
+    kind = next((k for k in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d) if isinstance(module, k)), None)
     if kind is None:
         return f"{type(module).__name__} has no int8 counterpart"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "its shape is not known yet: run the model once"
     if type(module).forward is not kind.forward:
         return f"{type(module).__name__} has a forward of its own"
+    if isinstance(module, nn.ConvTranspose2d) and (reason := _transposed.why_not(module)) is not None:
+        return reason
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has forward hooks, which a swap would drop"
     if module.weight.dtype not in _FLOATS:
@@ -50,7 +60,8 @@ def int8_module(
     """The int8 counterpart of a linear or convolution layer.
 
     Args:
-        module: `nn.Linear` or `nn.Conv2d`; unchanged. The int8 weights are a copy.
+        module: `nn.Linear`, `nn.Conv2d`, or `nn.ConvTranspose2d` with a stride as large as its kernel; unchanged. The
+            int8 weights are a copy.
         config: which kind of int8.
         input_range: of the layer's input, needed for `Int8Static`, unused otherwise.
         pattern: keeps only the blocks of a pruned convolution that are not zero, see `stored_pattern`; None is dense.
@@ -72,10 +83,12 @@ def int8_module(
             raise ValueError("no calibration batch reached it")
     else:
         input_range = None
+    if pattern is not None and not isinstance(module, nn.Conv2d):
+        raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve convolutions")
     if isinstance(module, nn.Linear):
-        if pattern is not None:
-            raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve convolutions")
         return Int8Linear.from_float(module, input_range)
+    if isinstance(module, nn.ConvTranspose2d):
+        return Int8ConvTranspose2d.from_float(module, input_range)
     assert isinstance(module, nn.Conv2d)
     if pattern is not None:
         return SparseInt8Conv2d.from_float(module, pattern, input_range)

@@ -6,15 +6,23 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
-from torchaccel.graph.shapes import changed_between
+from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import has_hooks, module_of
-from torchaccel.nn import ConvChain, Int8AdaptiveAvgPool2d, Int8Conv2d, SparseConv2d, SparseInt8Conv2d
+from torchaccel.nn import (
+    ConvChain,
+    Int8AdaptiveAvgPool2d,
+    Int8Conv2d,
+    Int8ConvTranspose2d,
+    SparseConv2d,
+    SparseInt8Conv2d,
+)
+from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.conv_chain import in_float, takes
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.quantize import QuantizeInt8
 
-_CONVOLUTIONS = (Int8Conv2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d)
+_CONVOLUTIONS = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d, DenseConvTranspose2d)
 _STARTS = (*_CONVOLUTIONS, QuantizeInt8)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
 # Nothing to choose: they go with their neighbours.
@@ -31,12 +39,25 @@ def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) 
     return listed and residual and all(isinstance(a, fx.Node) for a in node.args)
 
 
+def _concatenates(graph: fx.GraphModule, node: fx.Node, run: list[fx.Node], source: object, floats: bool) -> bool:
+    """Whether a node concatenates what a run has, and could be a part of it."""
+    parts = parts_of(node)
+    if parts is None or not all(part in run or (floats and part is source) for part in parts):
+        return False
+    channels = [value.shape[1] for part in parts[:-1] if (value := value_of(part)) is not None]
+    return floats or all(c % 4 == 0 for c in channels)
+
+
 def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Collection[str] | None) -> list[fx.Node]:
     """The longest run from `start` on that reads one value and gives one."""
     source, floats = start.args[0], in_float(module_of(graph, start))
     run = [start]
     for node in after:
         module = module_of(graph, node)
+        if _concatenates(graph, node, run, source, floats):
+            if not changed_between(graph, source, start, node):
+                run.append(node)
+            continue
         if in_float(module) != floats or not _joins(graph, node, names):
             continue
         x, *residual = node.args
@@ -92,7 +113,8 @@ def chain_of(graph: fx.GraphModule, run: list[fx.Node]) -> ConvChain:
     for node in run:
         copies[node] = body.node_copy(node, copies.__getitem__)
     body.output(copies[run[-1]])
-    modules = {str(node.target): graph.get_submodule(str(node.target)) for node in run}
+    called = [str(node.target) for node in run if node.op == "call_module"]
+    modules = {name: graph.get_submodule(name) for name in called}
     return ConvChain(fx.GraphModule(modules, body)).eval()
 
 
@@ -134,13 +156,13 @@ def unchain(graph: fx.GraphModule) -> None:
         copies = {next(n for n in held.body.graph.nodes if n.op == "placeholder"): node.args[0]}
         with graph.graph.inserting_before(node):
             for inner in held.body.graph.nodes:
-                if inner.op == "call_module":
-                    name = _name_outside(node, inner)
-                    graph.add_submodule(name, held.body.get_submodule(str(inner.target)))
-                    copies[inner] = graph.graph.node_copy(inner, copies.__getitem__)
-                    copies[inner].target = name
-                elif inner.op == "output":
+                if inner.op == "output":
                     node.replace_all_uses_with(copies[inner.args[0]])
+                elif inner.op != "placeholder":
+                    copies[inner] = graph.graph.node_copy(inner, copies.__getitem__)
+                if inner.op == "call_module":
+                    copies[inner].target = name = _name_outside(node, inner)
+                    graph.add_submodule(name, held.body.get_submodule(str(inner.target)))
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.graph.lint()

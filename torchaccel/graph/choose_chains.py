@@ -15,7 +15,7 @@ from torchaccel.graph.chain import chain_of, runs
 from torchaccel.graph.choose import Choice, arguments, kind
 from torchaccel.graph.connect import assemble
 from torchaccel.nn.conv_chain import takes
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 
 _BUDGET_S = 1.0  # for the first comparisons of the whole model, one for each run
 _LEAST_BUDGET_S = 0.25  # for one comparison, of the model or of a layer
@@ -84,7 +84,8 @@ def choose_chains(
     able = {name: form for name, form in forms.items() if takes(form, connected=False)}
     by_name = {choice.name: choice for choice in choices}
     dense = {name: model.get_submodule(name) for name in by_name.keys() - forms.keys()}
-    held = able | {name: layer for name, layer in dense.items() if isinstance(layer, DenseConv2d)}
+    strongest = DenseConv2d | DenseConvTranspose2d
+    held = able | {name: layer for name, layer in dense.items() if isinstance(layer, strongest)}
 
     def trials(names: Collection[str]) -> list[_Trial]:
         try:

@@ -17,14 +17,16 @@ from torchaccel.nn import (
     Int8AdaptiveAvgPool2d,
     Int8AvgPool2d,
     Int8Conv2d,
+    Int8ConvTranspose2d,
     Int8Linear,
     Int8MaxPool2d,
     SparseInt8Conv2d,
 )
-from torchaccel.nn.input_range import InputRange
+from torchaccel.nn.concatenation import parts_of
+from torchaccel.nn.input_range import InputRange, spanning
 from torchaccel.nn.quantize import QuantizeInt8
 
-INT8 = (Int8Conv2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
+INT8 = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
 _ADDING = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)  # those that take a residual
 
 
@@ -35,17 +37,43 @@ class _Use:
 
 
 def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node gives int8 back as it reads it, with the same scale: max-pooling and a change of shape."""
+    """Whether a node gives int8 back as it reads it, with the same scale: max-pooling, a change of shape, or a
+    concatenation of what has one scale."""
+    if parts_of(node) is not None:
+        return True
     if node.op == "call_module":
         return isinstance(module_of(graph, node), Int8MaxPool2d | nn.Flatten)
     return node.target is torch.flatten or (node.op == "call_method" and node.target in ("flatten", "reshape"))
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Values that must have one scale, since nodes that pass int8 on lie between them."""
+
+    made: list[fx.Node]  # by nodes that do not pass
+    uses: list[_Use]
+
+
+def _group(graph: fx.GraphModule, node: fx.Node) -> _Group:
+    """Who makes and who reads the value of `node`, directly or behind what passes it on."""
+    group, seen, waiting = _Group([], []), {node}, [node]
+    while waiting:
+        value = waiting.pop(0)
+        passed = [user for user in value.users if _passes(graph, user)]
+        sources = value.all_input_nodes if _passes(graph, value) else []
+        if not sources:
+            group.made.append(value)
+        group.uses.extend(_uses(graph, value))
+        new = [other for other in (*passed, *sources) if other not in seen]
+        waiting += new
+        seen.update(new)
+    return group
+
+
 def _uses(graph: fx.GraphModule, node: fx.Node) -> Iterator[_Use]:
-    """Who reads the value of `node`, directly or behind what passes it on."""
+    """Who reads the value of `node` and does not pass it on."""
     for user in node.users:
         if _passes(graph, user):
-            yield from _uses(graph, user)
             continue
         if isinstance(module_of(graph, user), INT8):
             if user.args and user.args[0] is node:
@@ -66,6 +94,21 @@ def _common_range(graph: fx.GraphModule, uses: list[_Use]) -> InputRange | None:
     return ranges.pop() if len(ranges) == 1 else None
 
 
+def _widen(graph: fx.GraphModule, uses: list[_Use]) -> InputRange | None:
+    """Give all readers of x the range that spans theirs, where none loses more than a bit by it."""
+    readers = [layer for use in uses if use.role == "x" and isinstance(layer := module_of(graph, use.node), INT8)]
+    ranges = {reader.input_range() for reader in readers}
+    known = [given for given in ranges if given is not None]
+    if len(known) < len(ranges) or len({given.dtype for given in known}) != 1:
+        return None
+    span = spanning(known)
+    if span.scale > 2 * min(given.scale for given in known):
+        return None
+    for reader in readers:
+        reader.set_input(span.scale, span.zero_point, span.dtype)
+    return span
+
+
 def _half(node: fx.Node) -> bool:
     """Whether a value is float16 or bfloat16: a layer that reads int8 could not tell which type to give back."""
     value = value_of(node)
@@ -73,17 +116,23 @@ def _half(node: fx.Node) -> bool:
 
 
 def connect(graph: fx.GraphModule) -> None:
-    """Set int8 outputs and residuals where every reader takes them, share quantizations, settle layouts; in place."""
+    """Set int8 outputs and residuals where every reader takes them, share quantizations, settle layouts; in place.
+
+    Values that are concatenated, and all that reads one of them, get one range: where calibration found several, the
+    one that spans them.
+    """
     nodes = list(graph.graph.nodes)
     for node in nodes:
-        uses = list(_uses(graph, node))
-        wanted = _common_range(graph, uses)
-        if wanted is None or _half(node):
+        if not isinstance(layer := module_of(graph, node), INT8):
             continue
-        layer = module_of(graph, node)
-        if isinstance(layer, INT8) and all(use.role != "other" for use in uses):
+        group = _group(graph, node)
+        whole = all(isinstance(module_of(graph, made), INT8) and not _half(made) for made in group.made)
+        if not whole or any(use.role == "other" for use in group.uses):
+            continue
+        wanted = _common_range(graph, group.uses) or _widen(graph, group.uses)
+        if wanted is not None:
             layer.set_output(wanted.scale, wanted.zero_point, wanted.dtype)
-            for adding in (module_of(graph, use.node) for use in uses if use.role == "residual"):
+            for adding in (module_of(graph, use.node) for use in group.uses if use.role == "residual"):
                 assert isinstance(adding, _ADDING)
                 adding.set_residual(wanted.scale, wanted.zero_point)
     for node in nodes:
@@ -116,11 +165,8 @@ def disconnect(graph: fx.GraphModule) -> None:
 
 def _share_quantization(graph: fx.GraphModule, node: fx.Node) -> None:
     """One quantization for a float value that several int8 layers read."""
-    source = node
-    while _passes(graph, source) and isinstance(source.args[0], fx.Node):
-        source = source.args[0]
-    layer = module_of(graph, source)
-    if isinstance(layer, INT8) and layer.output_dtype != torch.float32:
+    made = (module_of(graph, source) for source in _group(graph, node).made)
+    if any(isinstance(layer, INT8) and layer.output_dtype != torch.float32 for layer in made):
         return
     readers = [user for user in node.users if isinstance(module_of(graph, user), INT8) and user.args[0] is node]
     wanted = _common_range(graph, [_Use(reader, "x") for reader in readers])

@@ -10,10 +10,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from torchaccel.graph.shapes import value_of
 from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, set_module
-from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
+from torchaccel.nn import Int8Conv2d, Int8ConvTranspose2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_INT8_CONVS, _INT8_LINEAR = (Int8Conv2d, SparseInt8Conv2d), (Int8Linear, Int8LinearWeightOnly)
+_INT8_CONVS = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d)
+_INT8_LINEAR = (Int8Linear, Int8LinearWeightOnly)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
@@ -37,6 +38,8 @@ def _folded(layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Modul
         return layer
     if isinstance(norm, nn.BatchNorm2d) and type(layer) is nn.Conv2d:
         return fuse_conv_bn_eval(layer, norm)
+    if isinstance(norm, nn.BatchNorm2d) and type(layer) is nn.ConvTranspose2d and layer.groups == 1:
+        return fuse_conv_bn_eval(layer, norm, transpose=True)
     if isinstance(norm, nn.BatchNorm1d) and type(layer) is nn.Linear:
         return fuse_linear_bn_eval(layer, norm)
     return None

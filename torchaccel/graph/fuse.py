@@ -12,10 +12,11 @@ from torch import fx, nn
 
 from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, set_module
-from torchaccel.nn.dense import DenseConv2d, DenseLinear
+from torchaccel.nn import _transposed
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d, DenseLinear
 
-LAYERS = (DenseConv2d, DenseLinear)
-Layer = DenseConv2d | DenseLinear
+LAYERS = (DenseConv2d, DenseConvTranspose2d, DenseLinear)
+Layer = DenseConv2d | DenseConvTranspose2d | DenseLinear
 
 
 def layer_at(model: nn.Module, name: str) -> Layer:
@@ -39,6 +40,8 @@ def strongest_dense(model: nn.Module, names: Iterable[str]) -> None:
         module = model.get_submodule(name)
         if type(module) is nn.Conv2d:
             set_module(model, name, DenseConv2d.from_float(module))
+        elif type(module) is nn.ConvTranspose2d and _transposed.why_not(module) is None:
+            set_module(model, name, DenseConvTranspose2d.from_float(module))
         elif type(module) is nn.Linear:
             set_module(model, name, DenseLinear.from_float(module))
 

@@ -14,6 +14,7 @@ from torchaccel.graph.trace import calls, has_hooks, module_of, set_module
 from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
 
 Pool = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+_KINDS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 INT8_POOLS = (Int8MaxPool2d, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
 
 _WINDOWS = ("kernel_size", "stride", "padding")
@@ -29,8 +30,7 @@ _MEANS = (torch.mean, "mean")
 def pools(graph: fx.GraphModule) -> list[str]:
     """The pooling layers that can be exchanged: those called once, without hooks."""
     found = {name: graph.get_submodule(name) for name, nodes in calls(graph).items() if len(nodes) == 1}
-    kinds = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-    return [name for name, module in found.items() if type(module) in kinds and not has_hooks(module)]
+    return [name for name, module in found.items() if type(module) in _KINDS and not has_hooks(module)]
 
 
 def pools_to_float(graph: fx.GraphModule) -> dict[str, nn.Module]:
@@ -56,6 +56,19 @@ def _is_global_mean(node: fx.Node) -> bool:
     if not given or value is None or len(value.shape) != 4 or not isinstance(given.get("dim"), tuple | list):
         return False
     return sorted(d % 4 for d in given["dim"]) == [2, 3]
+
+
+def part_pools(graph: fx.GraphModule) -> None:
+    """Give each call of a pooling layer that a model calls several times a layer of its own, in place."""
+    taken = dict(graph.named_modules())
+    for name, nodes in calls(graph).items():
+        if type(taken[name]) not in _KINDS or has_hooks(taken[name]):
+            continue
+        for i, node in enumerate(nodes[1:], 1):
+            if (own := f"{name}_{i}") not in taken:
+                set_module(graph, own, copy.deepcopy(taken[name]))
+                node.target = own
+    graph.recompile()
 
 
 def lift_pools(graph: fx.GraphModule) -> None:

@@ -15,13 +15,25 @@ from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense
 from torchaccel.graph.lift import lift
-from torchaccel.graph.pools import lift_pools, pools, pools_to_float
+from torchaccel.graph.pools import lift_pools, part_pools, pools, pools_to_float
 from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
-from torchaccel.nn import Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseConv2d, SparseInt8Conv2d
-from torchaccel.nn.dense import DenseConv2d, DenseLinear
+from torchaccel.nn import (
+    Int8Conv2d,
+    Int8ConvTranspose2d,
+    Int8Linear,
+    Int8LinearWeightOnly,
+    SparseConv2d,
+    SparseInt8Conv2d,
+)
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d, DenseLinear
 
-_CONVERTED = (Int8Conv2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d, SparseConv2d)
+_CONVERTED = (Int8Conv2d, Int8ConvTranspose2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d, SparseConv2d)
+_STRONGEST: dict[type[nn.Module], Any] = {
+    nn.Conv2d: DenseConv2d,
+    nn.ConvTranspose2d: DenseConvTranspose2d,
+    nn.Linear: DenseLinear,
+}
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -57,7 +69,7 @@ def _to_float(
     half = next((x.dtype for x in inputs if x.dtype in _HALVES), None)
     for name, module in found.items():
         plain = module.to_float()
-        dense = (DenseConv2d if isinstance(plain, nn.Conv2d) else DenseLinear).from_float(plain)
+        dense = next(strongest for kind, strongest in _STRONGEST.items() if isinstance(plain, kind)).from_float(plain)
         dense.fuse_activation(module.activation)
         set_module(model, name, dense if half is None else dense.to(half))
     return {name: copy.deepcopy(module) for name, module in found.items()}
@@ -101,7 +113,7 @@ def _replaced(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collectio
     """The model with its layers in their strongest form, where it runs with them."""
     before = copy.deepcopy(model)
     given = _to_float(model, inputs)
-    names = [name for name, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
+    names = [name for name, module in model.named_modules() if type(module) in _STRONGEST]
     strongest_dense(model, [name for name in names if name not in protected])
     names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     if not same_outputs(before, model, inputs, within=_tolerance(inputs, given)):
@@ -114,6 +126,7 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     note_values(graph, inputs)
     given_pools = pools_to_float(graph)
     lift_pools(graph)
+    part_pools(graph)
     _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
     fold(graph)
     given = _to_float(graph, inputs)

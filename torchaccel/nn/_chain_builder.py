@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from torchaccel.nn._chain_layout import LINE, Entry, Grid, Pair, Plane, Window, best_grid, fit
+from torchaccel.nn._chain_layout import LINE, Area, Entry, Grid, Pair, Plane, Window, best_grid, fit
 from torchaccel.ops._chain_step import Kind, Step
 
 LATE_BYTES = 256 << 10
@@ -91,14 +91,29 @@ class Builder(ABC):
     def module(self, node: fx.Node) -> nn.Module:
         return self.body.get_submodule(str(node.target))
 
-    def windowed(self, step: Step, x: Plane, planes: int, window: Window, zero_point: int) -> Entry:
-        """A step over places from x to a new activation."""
+    def windowed(self, step: Step, x: Plane, planes: int, window: Window, zero_point: int, spread: int = 1) -> Entry:
+        """A step over places from x to a new activation, for each of whose pixels spread x spread ones are made."""
         oh, ow = window.output(x.h, x.w)
         require(min(oh, ow) > 0, "a window does not fit its input")
-        entry = Entry(step, x, Plane(planes, oh, ow, zero_point), window=window)
-        step.planes = planes
+        y = Plane(planes, spread * oh, spread * ow, zero_point)
+        entry = Entry(step, x, y, window=window, spread=spread)
+        step.planes, step.spread = planes * spread**2, spread
         self.entries.append(entry)
         return entry
+
+    def concatenate(self, parts: list[Plane]) -> Plane:
+        """Activations behind each other; one that is a part of another concatenation already is copied."""
+        h, w, zero_point = parts[0].h, parts[0].w, parts[0].zero_point
+        same = all((part.h, part.w, part.zero_point) == (h, w, zero_point) for part in parts)
+        require(same, "parts of a concatenation have other sizes or ranges")
+        whole, before = Plane(sum(part.planes for part in parts), h, w, zero_point), 0
+        for part in parts:
+            if not whole.take(part, before):
+                copy = Plane(part.planes, h, w, zero_point)
+                whole.take(copy, before)
+                self.entries.append(Entry(Step(Kind.RELANE, planes=part.planes, h=h, w=w), part, copy))
+            before += part.planes
+        return whole
 
     # The layout.
 
@@ -111,29 +126,58 @@ class Builder(ABC):
         """
         walked = self.entries
         self.pointwise = self.values.dtype == torch.float32 and all(entry.window == Window() for entry in walked)
-        first = next((i for i, entry in enumerate(walked) if self._gains(entry, lanes)), len(walked))
+        first = self._first_late(lanes)
         late: list[Entry] = []
         loads: list[Entry] = []
         for i, entry in enumerate(walked):
             self.part, images = (self.early, 1) if i < first else (late, lanes)
+            asked = entry.y
             if entry.step.kind in (Kind.CONV, Kind.MAX_POOL):
                 self._lay_out_windowed(entry, images)
             elif entry.x is None:  # loading: whoever reads it chooses the grid
                 loads.append(entry)
                 continue
+            elif entry.step.kind == Kind.RELANE:
+                self._lay_out_part(entry, images)
+                continue
             elif entry.x.grid is None:
-                entry.x.grid = best_grid(images, (entry.x.h, entry.x.w), (1, 1), (1, 1))
+                entry.x.grid = self._whole_grid(entry.x, images)
             self.part.append(entry)
+            if entry.y is not None and asked is not None and entry.y is not asked:
+                self._relane(entry.y, asked)
         for entry in loads:  # as many images at a time as the grid holds
             assert entry.y is not None and entry.y.grid is not None
             (self.early if entry.y.grid.images == 1 else late).insert(0, entry)
         self.entries = self.early + late
         return len(self.early)
 
+    def _first_late(self, lanes: int) -> int:
+        """The first step that is worth taking several images together for, where no concatenation is half made."""
+        made: dict[Area, list[int]] = {}
+        for i, entry in enumerate(self.entries):
+            if entry.y is not None:
+                made.setdefault(entry.y.area, []).append(i)
+        for i, entry in enumerate(self.entries):
+            if self._gains(entry, lanes) and not any(steps[0] < i <= steps[-1] for steps in made.values()):
+                return i
+        return len(self.entries)
+
     def _best_grid(self, entry: Entry, images: int) -> Grid:
         x, y = entry.x, entry.y
         assert x is not None and y is not None
-        return best_grid(images, (y.h, y.w), (x.h, x.w), entry.window.stride, self.pointwise)
+        outputs = y.h // entry.spread, y.w // entry.spread
+        return best_grid(images, outputs, (x.h, x.w), entry.window.stride, self.pointwise)
+
+    def _lay_out_part(self, entry: Entry, images: int) -> None:
+        """Copy what is a part of several concatenations."""
+        x, y = entry.x, entry.y
+        assert x is not None and y is not None
+        taken = x.grid if x.grid is not None and x.grid.images == images else None
+        grid = y.grid or taken or self._whole_grid(y, images)
+        y.grid = grid
+        if x.grid is None:
+            x.grid = grid
+        self._relane(x, y)
 
     def _gains(self, entry: Entry, lanes: int) -> bool:
         """Whether a step is worth taking several images together for."""
@@ -149,14 +193,18 @@ class Builder(ABC):
         assert x is not None and y is not None
         grid = self._best_grid(entry, images)
         if x.grid is not None and x.grid.images == images:
-            inherited = x.grid.output(window.stride, y.h, y.w)
+            inherited = x.grid.output(window.stride, y.h // entry.spread, y.w // entry.spread)
             if inherited is not None and inherited.vectors() <= WASTE * grid.vectors():
                 grid = inherited
-        y.grid = grid
+        made = grid.scaled(entry.spread, entry.spread)
+        if y.grid not in (None, made):  # it is a part of what has another grid already
+            entry.y = y = Plane(y.planes, y.h, y.w, y.zero_point)
+        y.grid = made
         needed = grid.scaled(*window.stride)
         if x.grid not in (None, needed) and window == Window(stride=window.stride):
             entry.window = Window()  # only the pixels that are read are copied
-            entry.x = self._copy(x, grid, (y.h, y.w), window.stride)
+            size = window.output(x.h, x.w)
+            entry.x = self._copy(x, grid, size, window.stride)
         else:
             entry.x = self._with_grid(x, needed)
         x = entry.x
@@ -165,8 +213,13 @@ class Builder(ABC):
         if window.reach() != (0, 0) or window.padding != (0, 0):
             x.reach(window)
             if x.padding != entry.padding:
-                x.padding = entry.padding
+                x.fill(entry.padding)
                 self.part.append(Entry(Step(Kind.HALO, planes=x.planes, padding=entry.padding), x, x))
+
+    @staticmethod
+    def _whole_grid(plane: Plane, images: int) -> Grid:
+        """That of an activation that no window reads."""
+        return best_grid(images, (plane.h, plane.w), (1, 1), (1, 1))
 
     def _with_grid(self, plane: Plane, grid: Grid) -> Plane:
         """The activation as it lies with a grid: itself, or a copy."""
@@ -180,29 +233,32 @@ class Builder(ABC):
         """Every stride-th pixel, with another grid."""
         key = plane, grid, stride
         if key not in self.copies:
-            assert plane.grid is not None
             copy = Plane(plane.planes, *size, plane.zero_point, grid)
             self.copies[key] = copy
-            step = Step(Kind.RELANE, planes=plane.planes, h=size[0], w=size[1], stride_h=stride[0], stride_w=stride[1])
-            # What late steps read of early ones is copied as soon as it is there, image by image.
-            part = self.early if plane.grid.images < grid.images else self.part
-            part.append(Entry(step, plane, copy))
+            self._relane(plane, copy, stride)
         return self.copies[key]
+
+    def _relane(self, x: Plane, y: Plane, stride: Pair = (1, 1)) -> None:
+        """Copy every stride-th pixel to where it lies in another grid."""
+        assert x.grid is not None and y.grid is not None
+        step = Step(Kind.RELANE, planes=x.planes, h=y.h, w=y.w, stride_h=stride[0], stride_w=stride[1])
+        # What late steps read of early ones is copied as soon as it is there, image by image.
+        (self.early if x.grid.images < y.grid.images else self.part).append(Entry(step, x, y))
 
     def _place(self, first_late: int) -> int:
         """Give each activation its place; returns the bytes of the arena.
 
         What several images hold together keeps its place while each of them goes through the early steps.
         """
-        used: dict[Plane, None] = {}
+        used: dict[Area, None] = {}
         for i, entry in enumerate(self.entries):
-            for plane in entry.planes():
-                plane.steps.append(i)
-                plane.planar = plane.planar or plane.pitch() == 1  # rows of one vector need no gaps
-                used[plane] = None
-        for plane in used:
-            if min(plane.steps) < first_late <= max(plane.steps):
-                plane.steps.append(0)
+            for area in (plane.area for plane in entry.planes()):
+                area.steps.append(i)
+                area.planar = area.planar or area.pitch() == 1  # rows of one vector need no gaps
+                used[area] = None
+        for area in used:
+            if min(area.steps) < first_late <= max(area.steps):
+                area.steps.append(0)
         return fit(list(used))
 
     def _finish(self, entry: Entry, halos: dict[Plane, tuple[int, int, int]]) -> None:
@@ -216,7 +272,8 @@ class Builder(ABC):
             assert y.grid is not None
             step.y, step.y_plane, step.y_pitch = y.first(), y.plane_bytes(), y.row_bytes()
             step.y_images, step.y_grid_h, step.y_grid_w, step.y_block_h, step.y_block_w = y.grid
-            step.rows, step.columns = y.grid.block_h, y.grid.block_w
+            step.rows, step.columns = y.grid.block_h // entry.spread, y.grid.block_w // entry.spread
+            step.y_pitch *= entry.spread
         if residual is not None:
             step.residual, step.residual_plane = residual.first(), residual.plane_bytes()
             step.residual_pitch = residual.row_bytes()
@@ -239,11 +296,13 @@ class Builder(ABC):
             if step.quads >= 0:
                 step.quad_offsets = self.indices.keep(taps[:: step.kernel_w])
             if step.kind == Kind.WINOGRAD:
-                step.columns = x.pitch()  # strips
+                step.columns = x.area.pitch()  # strips
                 if entry.window.stride[0] == 1:
                     step.rows, step.columns = 1, step.rows * step.columns  # rows without gaps
-            elif entry.window.stride == (1, 1) and all(
-                p.planar and p.pitch() == step.columns for p in (x, y, residual or y)
+            elif (
+                entry.window.stride == (1, 1)
+                and entry.spread == 1
+                and all(p.area.planar and p.area.pitch() == step.columns for p in (x, y, residual or y))
             ):
                 step.rows, step.columns = 1, step.rows * step.columns
 

@@ -11,9 +11,11 @@ from torchaccel.nn import _chain_winograd as winograd
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
+from torchaccel.nn._transposed import of_places
 from torchaccel.nn._weights import pair
+from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
 from torchaccel.ops._chain_step import TILE, Kind, Step
@@ -24,12 +26,19 @@ def _word(value: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
-def window_of(m: SparseConv2d | DenseConv2d | nn.MaxPool2d) -> Window:
+Conv = SparseConv2d | DenseConv2d | DenseConvTranspose2d
+
+
+def window_of(m: Conv | nn.MaxPool2d) -> Window:
+    if isinstance(m, DenseConvTranspose2d):
+        return Window()
     sizes = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     return Window(*(pair(type(m).__name__, name, getattr(m, name), least) for name, least in sizes))
 
 
-def _group(m: SparseConv2d | DenseConv2d) -> Groups:
+def _group(m: Conv) -> Groups:
+    if isinstance(m, DenseConvTranspose2d):
+        return group(of_places("ConvChain", m), True, window_of(m))
     if isinstance(m, DenseConv2d):
         shared = m.groups == 1 or m.out_channels // m.groups % GROUP == 0
         return group(m.weight.detach(), shared, window_of(m), m.groups)
@@ -57,10 +66,10 @@ class FloatBuilder(Builder):
         self.entries.append(Entry(Step(Kind.LOAD, planes=c, h=h, w=w, channels=c), y=plane))
         return plane
 
-    def conv(self, m: SparseConv2d | DenseConv2d, x: Plane, residual: Plane | None) -> Plane:
+    def conv(self, m: Conv, x: Plane, residual: Plane | None) -> Plane:
         require(m.in_channels == x.planes, "a convolution reads other channels")
-        window = window_of(m)
-        entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0)
+        window, spread = window_of(m), m.kernel_size[0] if isinstance(m, DenseConvTranspose2d) else 1
+        entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0, spread)
         step, y = entry.step, entry.y
         assert y is not None
         if residual is not None:
@@ -71,11 +80,11 @@ class FloatBuilder(Builder):
             entry.weight_bytes = 4 * m.weight.numel()
         else:
             self._multiply(entry, m)
-        bias = torch.zeros(m.out_channels) if m.bias is None else m.bias
+        bias = (torch.zeros(m.out_channels) if m.bias is None else m.bias).repeat(spread**2)
         step.floats = self.floats.keep(torch.cat([torch.tensor(ACTIVATIONS[m.activation]), bias]))
         return y
 
-    def _multiply(self, entry: Entry, m: SparseConv2d | DenseConv2d) -> None:
+    def _multiply(self, entry: Entry, m: Conv) -> None:
         step, packed = entry.step, self.packed.get(m) or _group(m)
         if isinstance(m, SparseConv2d):  # dense weights are as large as all else, and quickly packed
             self.packed[m] = packed
@@ -134,12 +143,14 @@ class FloatBuilder(Builder):
         for node in self.body.graph.nodes:
             if node.op == "placeholder":
                 values[node] = self.load()
+            elif (parts := parts_of(node)) is not None:
+                values[node] = self.concatenate([values[part] for part in parts])
             elif node.op == "output":
                 if self.out is None:
                     self.store(values[node.args[0]])
             else:
                 m, inputs = self.module(node), [values[source] for source in node.args]
-                if isinstance(m, SparseConv2d | DenseConv2d):
+                if isinstance(m, Conv):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
                 elif isinstance(m, Contiguous):
                     values[node] = inputs[0]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from torchaccel.nn._chain_builder import ACTIVATIONS, Builder, require
 from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import Blocks, blocks_of_4, grouped_blocks, quads
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_conv2d import Int8Conv2d
+from torchaccel.nn.int8_conv_transpose2d import Int8ConvTranspose2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
@@ -40,6 +42,15 @@ def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
     return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
 
 
+def _filled(values: Tensor, m: Int8Conv, planes: int) -> Tensor:
+    """What a convolution has for each of its sums [rows, ...], with zeros where channels do not fill the planes."""
+    squares = values.unflatten(0, (-1, m.out_channels))
+    rows = 4 * planes // squares.shape[0]
+    filled = values.new_zeros(squares.shape[0], rows, *values.shape[1:])
+    filled[:, : m.out_channels] = squares
+    return filled.flatten(0, 1)
+
+
 class Int8Builder(Builder):
     def __init__(self, body: fx.GraphModule, size: tuple[int, int, int], dtype: torch.dtype) -> None:
         super().__init__(body, size, dtype, torch.int8)
@@ -65,8 +76,10 @@ class Int8Builder(Builder):
         given, asked = m.input_range(), _output_range(m)
         assert given is not None
         step = Step(Kind.CONV, residual_zero_point=0 if residual is None else residual.zero_point)
-        window = Window(m.kernel_size, m.stride, m.padding, m.dilation)
-        entry = self.windowed(step, x, -(-m.out_channels // 4), window, byte_zero_point(asked))
+        window, spread = Window(m.kernel_size, m.stride, m.padding, m.dilation), 1
+        if isinstance(m, Int8ConvTranspose2d):
+            window, spread = Window(), m.kernel_size[0]
+        entry = self.windowed(step, x, -(-m.out_channels // 4), window, byte_zero_point(asked), spread)
         entry.residual, entry.padding = residual, _word(x.zero_point)
         step.zero_point = byte_zero_point(asked)
         step.floats, step.starts = self._requantization(m, step.planes), self._starts(m, step.planes)
@@ -83,9 +96,9 @@ class Int8Builder(Builder):
                 size = m.in_channels, m.kernel_size
                 weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, *size)
             else:
-                assert isinstance(m, Int8Conv2d)
+                assert isinstance(m, Int8Conv2d | Int8ConvTranspose2d)
                 weight = m.weight
-            packed = blocks_of_4(weight)
+            packed = blocks_of_4(_filled(weight, m, step.planes))
             step.values, step.blocks = self.values.keep(packed), packed.shape[1]
             entry.columns, entry.weight_bytes = torch.arange(packed.shape[1]), packed.numel()
         step.tile = TILES[step.block_rows]
@@ -110,10 +123,9 @@ class Int8Builder(Builder):
         assert m.output_scale is not None
         inverse = torch.reciprocal(m.output_scale.float())
         residual_scale = torch.ones(1) if m.residual_scale is None else m.residual_scale.float()
-        floats = torch.zeros(2, 4 * planes)
-        floats[0, : m.out_channels] = m.input_scale.float() * m.scale
         # Adding -0 changes nothing, not even a negative zero.
-        floats[1, : m.out_channels] = -0.0 if m.bias is None else m.bias
+        bias = torch.full_like(m.scale, -0.0) if m.bias is None else m.bias
+        floats = torch.stack([_filled(m.input_scale.float() * m.scale, m, planes), _filled(bias, m, planes)])
         low, high = (torch.tensor(bound) * inverse for bound in ACTIVATIONS[m.activation])
         bounds = torch.cat([low.round().clamp(min=-STEPS), high.round().clamp(max=STEPS - 1)])
         depth = m.in_channels // m.groups * m.kernel_size[0] * m.kernel_size[1]
@@ -125,9 +137,7 @@ class Int8Builder(Builder):
     def _starts(self, m: Int8Conv, planes: int) -> int:
         given = m.input_range()
         assert given is not None and m.colsum is not None
-        starts = torch.zeros(4 * planes, dtype=torch.int32)
-        starts[: m.out_channels] = -byte_zero_point(given) * m.colsum
-        return self.indices.keep(starts)
+        return self.indices.keep(_filled(-byte_zero_point(given) * m.colsum, m, planes))
 
     def max_pool(self, m: Int8MaxPool2d, x: Plane) -> Plane:
         require(all(2 * p <= k for p, k in zip(m.padding, m.kernel_size, strict=True)), "too much padding")
@@ -174,6 +184,10 @@ class Int8Builder(Builder):
                 if self.out is None:
                     self.store(values[made], *channels[made])
                 continue
+            if (parts := parts_of(node)) is not None:
+                values[node] = self.concatenate([values[part] for part in parts])
+                channels[node] = self._concatenated([channels[part] for part in parts])
+                continue
             m, source = self.module(node), node.args[0]
             if isinstance(m, QuantizeInt8):
                 values[node], channels[node] = self.load(m.input_range), (self.size[0], m.input_range.dtype)
@@ -198,6 +212,13 @@ class Int8Builder(Builder):
             values[node], channels[node] = self.conv(m, x, residual), (m.out_channels, m.output_dtype)
             if residual is not None:
                 self._check_residual(m, values[node], residual, *channels[node.args[1]])
+
+    @staticmethod
+    def _concatenated(parts: list[tuple[int, torch.dtype]]) -> tuple[int, torch.dtype]:
+        """Channels and dtype of a concatenation."""
+        require(all(c % 4 == 0 for c, _ in parts[:-1]), "a part's channels do not fill its places")
+        require(len({dtype for _, dtype in parts}) == 1, "parts of a concatenation have other dtypes")
+        return sum(c for c, _ in parts), parts[0][1]
 
     def _check_residual(self, m: Int8Conv, y: Plane, residual: Plane, channels: int, dtype: torch.dtype) -> None:
         require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")

@@ -87,35 +87,21 @@ def flattened(h: int, w: int) -> Pair:
 
 
 @dataclass(eq=False)
-class Plane:
-    """An activation: planes x rows x pitch vectors, of which the blocks' own pixels are a part."""
+class Area:
+    """A part of the arena: planes x rows x pitch vectors, of which the blocks' own pixels are a part."""
 
     planes: int
-    h: int
-    w: int
-    zero_point: int = 0
     grid: Grid | None = None
     # Rows above and below, columns left and right of a block.
     halo: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    padding: int | None = None  # what the halo holds outside of the image now, as a word
     planar: bool = False  # whether each plane lies in one piece: [planes][rows][pitch]
     at: int = 0
     steps: list[int] = field(default_factory=list)  # that write or read it
-
-    def reach(self, window: Window) -> None:
-        """Make room for what a window reads around the blocks."""
-        for axis, (p, r, s) in enumerate(zip(window.padding, window.reach(), window.stride, strict=True)):
-            before, after = 2 * axis, 2 * axis + 1
-            self.halo[before] = max(self.halo[before], p)
-            self.halo[after] = max(self.halo[after], r - p - (s - 1))
+    holds: list[Plane] = field(default_factory=list)
 
     def pitch(self) -> int:
         assert self.grid is not None
         return self.halo[2] + self.grid.block_w + self.halo[3]
-
-    def first(self) -> int:
-        """Where the first pixel of the first block lies."""
-        return self.at + self.halo[0] * self.row_bytes() + LINE * self.halo[2]
 
     def rows(self) -> int:
         assert self.grid is not None
@@ -131,17 +117,75 @@ class Plane:
     def nbytes(self) -> int:
         return self.planes * self.plane_bytes() * (1 if self.planar else self.rows())
 
+
+class Plane:
+    """An activation: some planes of an area, all of them but for a part of a concatenation."""
+
+    def __init__(
+        self, planes: int, h: int, w: int, zero_point: int = 0, grid: Grid | None = None, planar: bool = False
+    ) -> None:
+        self.planes, self.h, self.w, self.zero_point = planes, h, w, zero_point
+        self.area, self.before = Area(planes, grid, planar=planar, holds=[self]), 0  # planes of the area before its own
+        self.padding: int | None = None  # what the halo holds outside of the image now, as a word
+
+    @property
+    def grid(self) -> Grid | None:
+        return self.area.grid
+
+    @grid.setter
+    def grid(self, grid: Grid) -> None:
+        self.area.grid = grid
+
+    def take(self, part: Plane, before: int) -> bool:
+        """Make a part one of this activation's planes, unless it is one of another's already."""
+        area = part.area
+        if part.planes < area.planes or area is self.area:
+            return False
+        for plane in area.holds:
+            plane.area, plane.before = self.area, plane.before + before
+        self.area.holds += area.holds
+        return True
+
+    def fill(self, padding: int) -> None:
+        """Note that the halo, a part of that of all that share planes with this one, now holds some padding."""
+        for plane in self.area.holds:
+            within = self.before <= plane.before and plane.before + plane.planes <= self.before + self.planes
+            apart = plane.before + plane.planes <= self.before or self.before + self.planes <= plane.before
+            if not apart:
+                plane.padding = padding if within else None
+
+    def reach(self, window: Window) -> None:
+        """Make room for what a window reads around the blocks."""
+        halo = self.area.halo
+        for axis, (p, r, s) in enumerate(zip(window.padding, window.reach(), window.stride, strict=True)):
+            before, after = 2 * axis, 2 * axis + 1
+            halo[before] = max(halo[before], p)
+            halo[after] = max(halo[after], r - p - (s - 1))
+
+    def first(self) -> int:
+        """Where the first pixel of the first block lies."""
+        area = self.area
+        own = area.at + self.before * area.plane_bytes()
+        return own + area.halo[0] * area.row_bytes() + LINE * area.halo[2]
+
+    def plane_bytes(self) -> int:
+        return self.area.plane_bytes()
+
+    def row_bytes(self) -> int:
+        return self.area.row_bytes()
+
     def around(self) -> tuple[Tensor, Tensor]:
         """The vectors of a halo [vectors, 3]: where each goes, where it comes from, which row of lanes it takes; and
         those rows [rows, LANES], with -1 for padding."""
         assert self.grid is not None
         images, gh, gw, bh, bw = self.grid
+        halo = self.area.halo
         lanes = torch.arange(images * gh * gw)
         i, j, first = lanes // gw % gh, lanes % gw, lanes // (gh * gw) * (gh * gw)
         vectors: list[tuple[int, int, int]] = []
         rows: dict[tuple[int, ...], int] = {}
-        for r in range(-self.halo[0], bh + self.halo[1]):
-            for c in range(-self.halo[2], bw + self.halo[3]):
+        for r in range(-halo[0], bh + halo[1]):
+            for c in range(-halo[2], bw + halo[3]):
                 y, x = i * bh + r, j * bw + c
                 there = (y >= 0) & (y < self.h) & (x >= 0) & (x < self.w)
                 if 0 <= r < bh and 0 <= c < bw and bool(there.all()):
@@ -163,6 +207,7 @@ class Entry:
     residual: Plane | None = None
     window: Window = field(default_factory=Window)
     padding: int = 0  # outside of the image, as a word
+    spread: int = 1  # rows and columns that an output becomes
     columns: Tensor = field(
         default_factory=lambda: torch.empty(0, dtype=torch.long)
     )  # of [taps, planes], read by offsets
@@ -172,15 +217,15 @@ class Entry:
         return [plane for plane in (self.x, self.y, self.residual) if plane is not None]
 
 
-def fit(planes: list[Plane]) -> int:
-    """First fit, by when each activation is written first and read last; returns where the last one ends."""
-    placed: list[tuple[int, int, Plane]] = []
-    for plane in sorted(planes, key=lambda p: -p.nbytes()):
-        size, at = plane.nbytes(), 0
+def fit(areas: list[Area]) -> int:
+    """First fit, by when each area is written first and read last; returns where the last one ends."""
+    placed: list[tuple[int, int, Area]] = []
+    for area in sorted(areas, key=lambda a: -a.nbytes()):
+        size, at = area.nbytes(), 0
         for begin, end, other in sorted(placed, key=lambda p: p[0]):
-            apart = max(plane.steps) < min(other.steps) or max(other.steps) < min(plane.steps)
+            apart = max(area.steps) < min(other.steps) or max(other.steps) < min(area.steps)
             if not apart and at < end and begin < at + size:
                 at = end
-        plane.at = at
-        placed.append((at, at + size, plane))
+        area.at = at
+        placed.append((at, at + size, area))
     return max((end for _, end, _ in placed), default=0)

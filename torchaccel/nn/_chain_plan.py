@@ -9,7 +9,7 @@ from torchaccel.nn._chain_builder import ACTIVATIONS, Plan, UnplannableError
 from torchaccel.nn._chain_float import FloatBuilder
 from torchaccel.nn._chain_int8 import Int8Builder
 from torchaccel.nn._chain_weights import Groups
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 
 __all__ = ["ACTIVATIONS", "Plan", "UnplannableError", "build"]
@@ -27,6 +27,6 @@ def build(
     Raises:
         UnplannableError: numbers that a chain does not hold, or images that the layers refuse.
     """
-    if any(isinstance(module, SparseConv2d | DenseConv2d) for module in body.modules()):
+    if any(isinstance(module, SparseConv2d | DenseConv2d | DenseConvTranspose2d) for module in body.modules()):
         return FloatBuilder(body, size, dtype, packed).build(lanes)
     return Int8Builder(body, size, dtype).build(lanes)

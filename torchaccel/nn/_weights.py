@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchaccel.ops import _check
 
-L = TypeVar("L", nn.Linear, nn.Conv2d)
+L = TypeVar("L", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def quantize_weight(owner: str, weight: Tensor) -> tuple[Tensor, Tensor]:

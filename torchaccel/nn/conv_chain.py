@@ -14,7 +14,7 @@ from torchaccel.nn import _chain_plan, _inference, _weights
 from torchaccel.nn._chain_layout import flattened
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.contiguous import Contiguous
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_conv2d import SparseConv2d
@@ -31,11 +31,12 @@ TOGETHER = {torch.int8: 8, torch.float32: 4}
 
 def in_float(module: nn.Module | None) -> bool:
     """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
-    return isinstance(module, SparseConv2d | DenseConv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous)
+    floats = SparseConv2d | DenseConv2d | DenseConvTranspose2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous
+    return isinstance(module, floats)
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
-    """Whether a layer can be part of a chain: a convolution or max-pooling, or the average that ends it.
+    """Whether a layer can be part of a chain: a convolution, transposed too, max-pooling, or the average that ends it.
 
     Args:
         connected: whether an int8 convolution must give int8 already.
@@ -47,6 +48,8 @@ def takes(module: nn.Module, connected: bool = True) -> bool:
         return ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, SparseConv2d):
         return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, DenseConvTranspose2d):
+        return module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, DenseConv2d):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return plain and module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
@@ -73,7 +76,7 @@ class ConvChain(nn.Module):
 
     Args:
         body: the layers as a graph of one placeholder, calls of modules for which `takes` holds, all in int8 or all in
-            float32, and one output.
+            float32, concatenations of their outputs along channels, and one output.
 
     Shape: x [N, C, H, W], any strides, float32 or what the first layer reads. Returns what the body returns, in
     float32 layers contiguous unless x is channels_last.

@@ -131,6 +131,32 @@ class DenseConv2d(_Dense, nn.Conv2d):
         )
 
 
+class DenseConvTranspose2d(_Dense, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` with a fused activation."""
+
+    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self._packed = activation, None
+
+    @classmethod
+    def from_float(cls, conv: nn.ConvTranspose2d) -> DenseConvTranspose2d:
+        """The same layer, sharing the parameters of `conv`."""
+        return _share(cls, conv)
+
+    def to_float(self) -> nn.ConvTranspose2d:
+        """The plain `nn.ConvTranspose2d`, without what was fused, sharing the parameters."""
+        return _plain(nn.ConvTranspose2d, self)
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make an empty layer of this shape."""
+        names = ("in_channels", "out_channels", "kernel_size", "stride")
+        made = {name: getattr(self, name) for name in names}
+        return made | {"bias": self.bias is not None, "activation": self.activation}
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._finish(super().forward(input, output_size), None)
+
+
 class DenseLinear(_Dense, nn.Linear):
     """`nn.Linear` with a fused residual and activation: `act(linear(x) + residual)`."""
 

@@ -36,3 +36,16 @@ class InputRange:
         info = torch.iinfo(self.dtype)
         if not info.min <= self.zero_point <= info.max:
             _check.fail("InputRange", f"zero_point is {self.zero_point}, accepted are {info.min} to {info.max}")
+
+
+def spanning(ranges: list[InputRange]) -> InputRange:
+    """The narrowest range of all values of the given ones, which have one dtype; one of them, where that is as wide."""
+    dtype = ranges[0].dtype
+    info = torch.iinfo(dtype)
+    low = min((info.min - given.zero_point) * given.scale for given in ranges)
+    high = max((info.max - given.zero_point) * given.scale for given in ranges)
+    for given in ranges:
+        if (info.min - given.zero_point) * given.scale <= low and (info.max - given.zero_point) * given.scale >= high:
+            return given
+    scale = high / 255 - low / 255
+    return InputRange(scale, min(max(info.min + round(-low / scale), info.min), info.max), dtype)

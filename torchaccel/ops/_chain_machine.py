@@ -125,7 +125,9 @@ class Machine:
 
     def conv(self, s: Step) -> None:
         y = self._int8_outputs(s) if self.depth == 4 else self._float_outputs(s)
-        at = self._vectors(s, s.y, s.y_plane, s.y_pitch)
+        down, across = s.y_pitch // s.spread, 4 * LANES  # of the pixels that an output becomes
+        of_place = (s.spread, down), (s.spread, across), (s.planes // s.spread**2, s.y_plane)
+        at = self._grid(s.y, *of_place, (s.rows, s.y_pitch), (s.columns, s.spread * across), (LANES, 4)).flatten(0, 2)
         self.places[at] = y.to(self.places.dtype).unflatten(3, (s.planes, self.depth)).permute(3, 0, 1, 2, 4)
 
     def _int8_outputs(self, s: Step) -> Tensor:

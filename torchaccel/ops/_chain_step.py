@@ -86,6 +86,7 @@ class Step:
     quad_offsets: int = 0
     kernel_h: int = 0
     kernel_w: int = 0
+    spread: int = 1
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)

@@ -114,7 +114,7 @@ def conv_chain(
         ValueError: a wrong shape, dtype or device.
 
     Equivalent to the composition of `int8_conv2d`, `sparse_int8_conv2d` and the int8 pooling ops, or of
-    `sparse_conv2d`, `F.max_pool2d` and `F.adaptive_avg_pool2d(x, 1)`.
+    `sparse_conv2d`, `F.conv_transpose2d`, `F.max_pool2d` and `F.adaptive_avg_pool2d(x, 1)`, and `torch.cat`.
     """
 
     def validate() -> None:

@@ -26,13 +26,14 @@ from torchaccel.nn import (
     Int8Add,
     Int8AvgPool2d,
     Int8Conv2d,
+    Int8ConvTranspose2d,
     Int8Linear,
     Int8LinearWeightOnly,
     Int8MaxPool2d,
     SparseConv2d,
     SparseInt8Conv2d,
 )
-from torchaccel.nn.dense import DenseConv2d, DenseLinear
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d, DenseLinear
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.report import replacing
 from torchaccel.workflow.forms import Cast
@@ -45,11 +46,13 @@ MAX_METADATA = 1 << 20
 
 LAYERS: dict[str, type[nn.Module]] = {
     "dense_conv2d": DenseConv2d,
+    "dense_conv_transpose2d": DenseConvTranspose2d,
     "dense_linear": DenseLinear,
     "int8_adaptive_avg_pool2d": Int8AdaptiveAvgPool2d,
     "int8_add": Int8Add,
     "int8_avg_pool2d": Int8AvgPool2d,
     "int8_conv2d": Int8Conv2d,
+    "int8_conv_transpose2d": Int8ConvTranspose2d,
     "int8_linear": Int8Linear,
     "int8_linear_weight_only": Int8LinearWeightOnly,
     "int8_max_pool2d": Int8MaxPool2d,
