@@ -228,8 +228,26 @@ def test_an_output_size_is_what_comes_out() -> None:
         near(prepared.dense(X), model(X), 1e-5)
     layer = Int8ConvTranspose2d.from_float(nn.ConvTranspose2d(3, 4, 2, 2))
     assert torch.equal(layer(X, output_size=[48, 72]), layer(X))
-    with pytest.raises(ValueError, match=r"output_size is \(49, 72\), accepted is \(48, 72\)"):
-        layer(X, output_size=[49, 72])
+    with pytest.raises(ValueError, match=r"output_size is \(50, 72\), accepted are \(48, 72\) to \(49, 73\)"):
+        layer(X, output_size=[50, 72])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("given", ["float32", "uint8", "dynamic"])
+def test_what_no_pixel_reaches_is_the_bias(given: str, bias: bool) -> None:
+    conv = nn.ConvTranspose2d(3, 4, 3, 3, bias=bias)
+    layer = Int8ConvTranspose2d.from_float(conv, None if given == "dynamic" else InputRange(0.05, 60, torch.uint8))
+    layer.fuse_activation("relu")
+    if given != "dynamic":
+        layer.set_output(0.02, 7, torch.uint8)
+    x = X if given != "uint8" else (X / 0.05 + 60).round().clamp(0, 255).to(torch.uint8)
+    y = layer(x, output_size=[3 * X.shape[2] + 2, 3 * X.shape[3] + 1])
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    expected = torch.relu(conv(X, output_size=y.shape[2:])).detach()
+    near(y.float() if given == "dynamic" else (y.float() - 7) * 0.02, expected, 0.1)
+    assert torch.equal(y[..., :-2, :-1], layer(x))
+    edge = torch.zeros(4) if conv.bias is None else torch.relu(conv.bias.detach())
+    assert torch.equal(y[0, :, -1, -1].float(), edge if given == "dynamic" else torch.round(edge * 50) + 7)
 
 
 def test_a_value_concatenated_outside_of_a_run_is_no_part_of_it() -> None:

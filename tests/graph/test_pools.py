@@ -251,3 +251,45 @@ def test_an_activation_goes_before_the_max_pool(model: ActivatedLate, fused: str
         torch.testing.assert_close(prepared.dense(x), model(x), rtol=1e-5, atol=1e-5)
     expected = torch.float32 if fused == "none" else torch.uint8
     assert dtypes(assemble(prepared.dense, chosen), x)["pool"] == (expected, expected)
+
+
+class Counted(nn.Module):
+    """A batch that is counted by the graph on the way from int8 to int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.end = nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(4), nn.Linear(8 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.b(self.a(x)).reshape(x.shape[0], -1))
+
+
+def test_int8_passes_a_shape_that_the_graph_computes() -> None:
+    x = torch.randn(2, 3, 16, 16)
+    prepared, chosen = all_int8(Counted().eval(), x)
+    assert dtypes(assemble(prepared.dense, chosen), x)["end"][0] in (torch.uint8, torch.int8)
+
+
+class Pooled(nn.Module):
+    """A pooling layer called twice, beside a buffer whose name its second layer would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(2)
+        self.register_buffer("pool_1", torch.full((1,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(self.pool(x))) * self.pool_1
+
+
+def test_a_pooling_layer_for_each_call_takes_no_name() -> None:
+    x = torch.randn(2, 8, 16, 16)
+    prepared = prepare(Pooled().eval(), (x,))
+    assert prepared.note is None and torch.equal(prepared.dense.pool_1, torch.full((1,), 2.0))
+
+
+def test_two_names_of_one_pooling_layer() -> None:
+    graph = fx.symbolic_trace(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.MaxPool2d(2)).eval())
+    graph.add_module("2", graph.get_submodule("0"))
+    prepared = prepare(graph, (torch.randn(2, 8, 16, 16),))
+    assert prepared.note is None

@@ -60,7 +60,7 @@ def _group(graph: fx.GraphModule, node: fx.Node) -> _Group:
     while waiting:
         value = waiting.pop(0)
         passed = [user for user in value.users if _passes(graph, user)]
-        sources = value.all_input_nodes if _passes(graph, value) else []
+        sources = (parts_of(value) or value.all_input_nodes[:1]) if _passes(graph, value) else []
         if not sources:
             group.made.append(value)
         group.uses.extend(_uses(graph, value))

@@ -60,14 +60,15 @@ def _is_global_mean(node: fx.Node) -> bool:
 
 def part_pools(graph: fx.GraphModule) -> None:
     """Give each call of a pooling layer that a model calls several times a layer of its own, in place."""
-    taken = dict(graph.named_modules())
     for name, nodes in calls(graph).items():
-        if type(taken[name]) not in _KINDS or has_hooks(taken[name]):
+        module = graph.get_submodule(name)
+        if type(module) not in _KINDS or has_hooks(module):
             continue
+        owner, _, last = name.rpartition(".")
         for i, node in enumerate(nodes[1:], 1):
-            if (own := f"{name}_{i}") not in taken:
-                set_module(graph, own, copy.deepcopy(taken[name]))
-                node.target = own
+            if not hasattr(graph.get_submodule(owner), f"{last}_{i}"):
+                node.target = f"{name}_{i}"
+                set_module(graph, node.target, copy.deepcopy(module))
     graph.recompile()
 
 

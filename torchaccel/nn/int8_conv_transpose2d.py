@@ -106,11 +106,25 @@ class Int8ConvTranspose2d(Int8Conv):
         return supports(device, kernel_size=(1, 1), out_dtype=self.output_dtype, groups=1)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
-        """[N, C, H, W] as [N, O, k * H, k * W], which is the only `output_size` there is."""
-        made = [size * self.kernel_size[0] for size in input.shape[-2:]]
-        if output_size is not None and list(output_size)[-2:] != made:
-            _check.fail(type(self).__name__, f"output_size is {tuple(output_size)}, accepted is {tuple(made)}")
-        return super().forward(input)
+        """[N, C, H, W] as [N, O, k * H, k * W], or a little larger, as `nn.ConvTranspose2d` takes `output_size`."""
+        y = super().forward(input)
+        return y if output_size is None else self._extended(y, input, list(output_size)[-2:])
+
+    def _extended(self, y: Tensor, x: Tensor, size: list[int]) -> Tensor:
+        """The output with rows and columns behind the squares, which no pixel reaches: what an input of zeros gives."""
+        h, w = y.shape[-2:]
+        k = self.kernel_size[0]
+        if not (h <= size[0] < h + k and w <= size[1] < w + k):
+            accepted = f"accepted are {(h, w)} to {(h + k - 1, w + k - 1)}"
+            _check.fail(type(self).__name__, f"output_size is {tuple(size)}, {accepted}")
+        if [h, w] == size:
+            return y
+        given = self.input_range()
+        zero = 0.0 if x.is_floating_point() or given is None else given.zero_point
+        edge = super().forward(torch.full_like(x[:1, :, :1, :1], zero))[..., :1, :1]
+        whole = edge.expand(*y.shape[:2], *size).contiguous(memory_format=torch.channels_last)
+        whole[..., :h, :w] = y
+        return whole
 
     def _call(
         self, a: Tensor, scale_a: Tensor, zero_point: Tensor, residual: Tensor | None, out_dtype: torch.dtype
