@@ -200,8 +200,8 @@ def test_an_error_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.Monkey
     [
         (nn.Conv2d(4, 4, 1), Int8WeightOnly(), None, "weight-only int8 serves linear layers"),
         (nn.Linear(4, 4), Int8Static(), None, "no calibration batch reached it"),
-        (nn.Linear(4, 4), Int8Dynamic(), "1x4", "sparse kernels serve convolutions"),
-        (nn.Linear(4, 4), Int8WeightOnly(), "1x4", "sparse kernels serve convolutions"),
+        (nn.Linear(4, 4), Int8Dynamic(), "1x4", "sparse kernels serve nn.Conv2d"),
+        (nn.Linear(4, 4), Int8WeightOnly(), "1x4", "sparse kernels serve nn.Conv2d"),
         (nn.Conv2d(4, 4, 1), Int8Dynamic(), "3x3", "pattern is '3x3', accepted are unstructured, 1x4"),
         (nn.Conv2d(4, 4, 1), Int8Dynamic(), "tile", "tile needs output channels divisible by 64"),
         (nn.Linear(4, 4).double(), Int8Dynamic(), None, r"weight is torch.float64"),
@@ -226,3 +226,14 @@ def test_int8_module_uses_the_range_for_static_alone() -> None:
     given = InputRange(0.1, 3)
     assert int8_module(nn.Linear(4, 4), Int8Static(), given).input_range().zero_point == 3
     assert int8_module(nn.Linear(4, 4), Int8Dynamic(), given).input_range() is None
+
+
+def test_transposed_convolutions_whose_windows_do_not_overlap_are_swapped() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(3, 8, 2, 2), nn.ConvTranspose2d(8, 4, 3, 2)).eval()
+    x = torch.randn(2, 3, 9, 7)
+    expected = model(x).detach()
+    done = quantize_(model, Int8Static(), calibration=[x])
+    assert done.swapped == {"0": "Int8ConvTranspose2d"}
+    assert "stride (2, 2), accepted are equal ones" in done.kept["1"]
+    with torch.no_grad():
+        assert (model(x) - expected).norm() < 0.05 * expected.norm()

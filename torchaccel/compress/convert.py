@@ -76,7 +76,7 @@ def int8_module(
         if not isinstance(module, nn.Linear):
             raise ValueError("weight-only int8 serves linear layers")
         if pattern is not None:
-            raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve convolutions")
+            raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve nn.Conv2d")
         return Int8LinearWeightOnly.from_float(module)
     if isinstance(config, Int8Static):
         if input_range is None:
@@ -84,7 +84,7 @@ def int8_module(
     else:
         input_range = None
     if pattern is not None and not isinstance(module, nn.Conv2d):
-        raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve convolutions")
+        raise ValueError(f"pattern is {pattern!r}, but sparse kernels serve nn.Conv2d")
     if isinstance(module, nn.Linear):
         return Int8Linear.from_float(module, input_range)
     if isinstance(module, nn.ConvTranspose2d):

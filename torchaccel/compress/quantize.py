@@ -40,10 +40,11 @@ def quantize_(
     calibration: Iterable | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Quantized:
-    """Swap every `nn.Linear` and `nn.Conv2d` for an int8 layer, in place, for inference.
+    """Swap every `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` for an int8 layer, in place, for inference.
 
     Layers stay float, with the reason, where another module reads their weights by itself (`why_kept`), where they
-    have hooks or a forward of their own, and where int8 cannot serve them (on CUDA, convolutions of several groups). A
+    have hooks or a forward of their own, and where int8 cannot serve them (on CUDA, convolutions of several groups;
+    transposed convolutions whose stride is not their kernel). A
     module registered under several names is swapped once and stays shared. A parameter that two modules share, such as
     an embedding and the output layer, is copied: the embedding stays float. Convolutions that `sparsify_` pruned in
     blocks become sparse where a kernel skips those.
@@ -63,7 +64,7 @@ def quantize_(
     check_config("quantize_", config)
     if isinstance(config, Int8Static) and calibration is None:
         raise ValueError("quantize_: Int8Static needs calibration, accepted is an iterable of input batches")
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)}
     kept = why_kept(model)
     for name, module in found.items():
         if name in kept:

@@ -77,6 +77,6 @@ def why_kept(model: nn.Module) -> dict[str, str]:
             child: object = module
             for part in path.split("."):
                 child = getattr(child, part, None)
-            if isinstance(child, nn.Linear | nn.Conv2d) and child is not module:
+            if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and child is not module:
                 readers.setdefault(id(child), f"{type(module).__name__} reads its weight by itself")
     return {name: readers[id(m)] for name, m in model.named_modules() if id(m) in readers}

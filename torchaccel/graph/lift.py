@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import fx, nn
 
-from torchaccel.graph.trace import calls, module_of, set_module
+from torchaccel.graph.trace import calls, has_hooks, module_of, set_module
 
 _SIGNATURES: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
@@ -65,7 +65,8 @@ def _merge_padding(graph: fx.GraphModule, conv: nn.Conv2d, source: fx.Node) -> f
     then the same on both sides, and no layer copies its input.
     """
     pad = module_of(graph, source)
-    if not isinstance(pad, nn.ZeroPad2d) or len(source.users) != 1 or not isinstance(source.args[0], fx.Node):
+    alone = len(source.users) == 1 and not (pad is not None and has_hooks(pad))
+    if not isinstance(pad, nn.ZeroPad2d) or not alone or not isinstance(source.args[0], fx.Node):
         return source
     left, right, top, bottom = pad.padding
     if min(pad.padding) < 0 or max(abs(left - right), abs(top - bottom)) > 1:

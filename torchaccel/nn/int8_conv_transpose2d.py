@@ -108,13 +108,15 @@ class Int8ConvTranspose2d(Int8Conv):
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # type: ignore[override]
         """[N, C, H, W] as [N, O, k * H, k * W], or a little larger, as `nn.ConvTranspose2d` takes `output_size`."""
         y = super().forward(input)
-        return y if output_size is None else self._extended(y, input, list(output_size)[-2:])
+        return y if output_size is None else self._extended(y, input, list(output_size))
 
     def _extended(self, y: Tensor, x: Tensor, size: list[int]) -> Tensor:
         """The output with rows and columns behind the squares, which no pixel reaches: what an input of zeros gives."""
         h, w = y.shape[-2:]
+        if len(size) == 4:
+            size = size[2:]
         k = self.kernel_size[0]
-        if not (h <= size[0] < h + k and w <= size[1] < w + k):
+        if len(size) != 2 or not (h <= size[0] < h + k and w <= size[1] < w + k):
             accepted = f"accepted are {(h, w)} to {(h + k - 1, w + k - 1)}"
             _check.fail(type(self).__name__, f"output_size is {tuple(size)}, {accepted}")
         if [h, w] == size:

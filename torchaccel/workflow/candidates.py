@@ -32,7 +32,7 @@ from torchaccel.nn import (
     SparseInt8Conv2d,
 )
 from torchaccel.nn._packed import PackedModule
-from torchaccel.nn.dense import DenseConv2d
+from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.ops import blocks
 
 Int8 = Int8Static | Int8Dynamic | Int8WeightOnly
@@ -116,7 +116,8 @@ def _builds(
         build = partial(_int8, dense, int8, ranges.get(name), ranges.get(residual_of(name)))
         for form in dict.fromkeys((stored_pattern(dense, pattern, device), None)):
             yield partial(build, form)
-        if device.type == "cuda" and pattern in blocks.TWO_FOUR and not isinstance(int8, Int8WeightOnly):
+        halved = pattern in blocks.TWO_FOUR and not isinstance(dense, DenseConvTranspose2d)
+        if device.type == "cuda" and halved and not isinstance(int8, Int8WeightOnly):
             yield partial(_packed_dense, partial(build, None))
     elif pattern is not None:
         yield partial(_sparse_float, dense, pattern)
