@@ -17,6 +17,7 @@ from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d, DenseLinear
 
 LAYERS = (DenseConv2d, DenseConvTranspose2d, DenseLinear)
 Layer = DenseConv2d | DenseConvTranspose2d | DenseLinear
+STRONGEST: dict[type[nn.Module], type[Layer]] = {strongest.plain: strongest for strongest in LAYERS}
 
 
 def layer_at(model: nn.Module, name: str) -> Layer:
@@ -38,12 +39,9 @@ def strongest_dense(model: nn.Module, names: Iterable[str]) -> None:
     """Replace the float convolutions and linear layers among `names` by their strongest dense form, in place."""
     for name in names:
         module = model.get_submodule(name)
-        if type(module) is nn.Conv2d:
-            set_module(model, name, DenseConv2d.from_float(module))
-        elif type(module) is nn.ConvTranspose2d and _transposed.why_not(module) is None:
-            set_module(model, name, DenseConvTranspose2d.from_float(module))
-        elif type(module) is nn.Linear:
-            set_module(model, name, DenseLinear.from_float(module))
+        overlapping = isinstance(module, nn.ConvTranspose2d) and _transposed.why_not(module) is not None
+        if (strongest := STRONGEST.get(type(module))) is not None and not overlapping:
+            set_module(model, name, strongest.from_float(module))
 
 
 def _activation(graph: fx.GraphModule, node: fx.Node) -> str | None:

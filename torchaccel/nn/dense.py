@@ -25,9 +25,25 @@ _ONEDNN: dict[str, tuple[str, list[float], str]] = {
 class _Dense(nn.Module):
     """Holds the fused activation and, beside the float weight, a packed copy that is made when it is first needed."""
 
+    plain: type[nn.Module]  # that of torch.nn
     activation: str
     _packed: Tensor | None
     _packed_from: tuple[Tensor, int] | None = None
+
+    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation, self._packed = activation, None
+
+    @classmethod
+    def from_float(cls, layer: nn.Module) -> Any:
+        """The same layer, sharing the parameters of `layer`, a plain one."""
+        made = _plain(cls, layer)
+        made.activation, made._packed = "none", None
+        return made
+
+    def to_float(self) -> Any:
+        """The plain layer, without what was fused, sharing the parameters."""
+        return _plain(self.plain, self)
 
     def _stale(self) -> bool:
         """Whether the weight is another than the packed one; notes the present one, which is about to be packed."""
@@ -76,18 +92,7 @@ class DenseConv2d(_Dense, nn.Conv2d):
         Those of `nn.Conv2d`, and activation: "none", "relu", "relu6", "gelu" or "silu".
     """
 
-    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.activation, self._packed = activation, None
-
-    @classmethod
-    def from_float(cls, conv: nn.Conv2d) -> DenseConv2d:
-        """The same layer, sharing the parameters of `conv`."""
-        return _share(cls, conv)
-
-    def to_float(self) -> nn.Conv2d:
-        """The plain `nn.Conv2d`, without what was fused, sharing the parameters."""
-        return _plain(nn.Conv2d, self)
+    plain = nn.Conv2d
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an empty layer of this shape."""
@@ -134,18 +139,7 @@ class DenseConv2d(_Dense, nn.Conv2d):
 class DenseConvTranspose2d(_Dense, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` with a fused activation."""
 
-    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.activation, self._packed = activation, None
-
-    @classmethod
-    def from_float(cls, conv: nn.ConvTranspose2d) -> DenseConvTranspose2d:
-        """The same layer, sharing the parameters of `conv`."""
-        return _share(cls, conv)
-
-    def to_float(self) -> nn.ConvTranspose2d:
-        """The plain `nn.ConvTranspose2d`, without what was fused, sharing the parameters."""
-        return _plain(nn.ConvTranspose2d, self)
+    plain = nn.ConvTranspose2d
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an empty layer of this shape."""
@@ -160,18 +154,7 @@ class DenseConvTranspose2d(_Dense, nn.ConvTranspose2d):
 class DenseLinear(_Dense, nn.Linear):
     """`nn.Linear` with a fused residual and activation: `act(linear(x) + residual)`."""
 
-    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.activation, self._packed = activation, None
-
-    @classmethod
-    def from_float(cls, linear: nn.Linear) -> DenseLinear:
-        """The same layer, sharing the parameters of `linear`."""
-        return _share(cls, linear)
-
-    def to_float(self) -> nn.Linear:
-        """The plain `nn.Linear`, without what was fused, sharing the parameters."""
-        return _plain(nn.Linear, self)
+    plain = nn.Linear
 
     def config(self) -> dict[str, Any]:
         """The arguments that make an empty layer of this shape."""
@@ -206,10 +189,4 @@ def _plain(cls: Any, module: nn.Module) -> Any:
         dict(module._buffers),
         dict(module._modules),
     )
-    return made
-
-
-def _share(cls: Any, module: nn.Module) -> Any:
-    made = _plain(cls, module)
-    made.activation, made._packed = "none", None
     return made
