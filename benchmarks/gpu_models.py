@@ -107,7 +107,7 @@ def _int8(device: torch.device, size: int) -> nn.Module:
     """Every layer that an int8 kernel serves, without a choice by measurement."""
     example = (torch.randn(8, 3, size, size, device=device),)
     prepared = prepare(copy.deepcopy(_float(device, size)), example)
-    ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], [example], Int8Static(), 1)
+    ranges = calibrate(prepared.dense, [*prepared.names, *prepared.weightless], [example], Int8Static(), 1)
     found = candidates(prepared, device, Int8Static(), ranges)
     if device.type == "cuda" and found.kept:
         print(f"  not int8: {found.kept}", flush=True)

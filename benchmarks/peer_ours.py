@@ -28,7 +28,7 @@ from torchaccel.workflow.running import running
 def optimized(model: nn.Module, x: Tensor, int8: Int8Static | None) -> nn.Module:
     """What `optimize` makes of the model, without its timing of the dense forms, which takes longer than the rest."""
     prepared = prepare(model, (x,))
-    ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], [(x,)], int8, 1) if int8 else {}
+    ranges = calibrate(prepared.dense, [*prepared.names, *prepared.weightless], [(x,)], int8, 1) if int8 else {}
     found = candidates(prepared, x.device, int8, ranges)
     winners, _, chained = choose_layers(prepared, found, (x,), ChoiceCache(), Progress())
     return running(assemble(prepared.dense, winners, chained), (x,))

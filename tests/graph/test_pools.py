@@ -42,7 +42,7 @@ def all_int8(model: nn.Module, x: Tensor) -> tuple[Prepared, dict[str, nn.Module
     """The model prepared, and an int8 form for everything that has one."""
     prepared = prepare(copy.deepcopy(model), (x,))
     assert prepared.note is None
-    ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], [(x,)], Int8Static(), 1)
+    ranges = calibrate(prepared.dense, [*prepared.names, *prepared.weightless], [(x,)], Int8Static(), 1)
     found = candidates(prepared, x.device, Int8Static(), ranges)
     return prepared, {name: forms[0] for name, forms in found.alternatives.items()}
 
@@ -70,14 +70,14 @@ def near(given: Tensor, expected: Tensor, within: float) -> None:
 def test_a_resnet_is_int8_from_stem_to_head(block, tmp_path: Path) -> None:
     model, x = tiny_resnet(block), torch.randn(IMAGES)
     prepared, chosen = all_int8(model, x)
-    assert prepared.pools == ["maxpool", "avgpool"] and set(prepared.pools) < chosen.keys()
+    assert prepared.weightless == ["maxpool", "avgpool"] and set(prepared.weightless) < chosen.keys()
     fast = assemble(prepared.dense, chosen)
     seen = dtypes(fast, x)
     assert seen["maxpool"] == seen["avgpool"] == (torch.uint8, torch.uint8)
     assert [name for name, (_, out) in seen.items() if out == torch.float32] == ["fc"]
     assert [name for name, (given, _) in seen.items() if given == torch.float32] == ["conv1"]
     assert not any(isinstance(module, QuantizeInt8) for module in fast.modules())
-    floats = assemble(prepared.dense, {name: m for name, m in chosen.items() if name not in prepared.pools})
+    floats = assemble(prepared.dense, {name: m for name, m in chosen.items() if name not in prepared.weightless})
     assert dtypes(floats, x)["maxpool"] == (torch.float32, torch.float32)
     with torch.no_grad():
         near(fast(x), model(x), 0.1)
@@ -127,7 +127,7 @@ class Pools(nn.Module):
 def test_functions_become_layers(how: str, count: int) -> None:
     model, x = Pools(how).eval(), torch.randn(2, 3, 13, 12)
     prepared, chosen = all_int8(model, x)
-    assert len(prepared.pools) == count
+    assert len(prepared.weightless) == count
     with torch.no_grad():
         torch.testing.assert_close(prepared.dense(x), model(x), rtol=1e-5, atol=1e-5)
     fast = assemble(prepared.dense, chosen)
@@ -136,7 +136,7 @@ def test_functions_become_layers(how: str, count: int) -> None:
         larger = torch.randn(1, 3, 20, 21)
         near(fast(larger), model(larger), 0.05)
     seen = dtypes(fast, x)
-    assert all(seen[name] == (torch.uint8, torch.uint8) for name in prepared.pools)
+    assert all(seen[name] == (torch.uint8, torch.uint8) for name in prepared.weightless)
 
 
 class Odd(nn.Module):
@@ -159,7 +159,7 @@ class Odd(nn.Module):
 def test_what_has_no_int8_form_stays() -> None:
     model, x = Odd().eval(), torch.randn(2, 3, 12, 12)
     prepared, chosen = all_int8(model, x)
-    assert set(prepared.pools) == {"indices", "divided", "read", "twice", "twice_1"}
+    assert set(prepared.weightless) == {"indices", "divided", "read", "twice", "twice_1"}
     assert {"indices", "divided"}.isdisjoint(chosen)
     fast = assemble(prepared.dense, chosen)
     assert dtypes(fast, x)["read"] == (torch.float32, torch.float32)

@@ -15,6 +15,7 @@ from torchaccel.nn import (
     ConvChain,
     InputRange,
     Int8AdaptiveAvgPool2d,
+    Int8Add,
     Int8Conv2d,
     Int8ConvTranspose2d,
     Int8MaxPool2d,
@@ -28,7 +29,7 @@ __all__ = ["Layer", "Recipe", "by_reference", "images", "laid_out", "make", "rec
 
 class _Int8Maker(Maker):
     unpruned = "dense"
-    needed = Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d
+    needed = Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, Int8Add
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -77,7 +78,7 @@ class _Int8Maker(Maker):
         y = self.range(layer.dtype, layer.coarse)
         made.set_output(y.scale, y.zero_point, y.dtype)
         if added is not None and added.range is not None:
-            made.set_residual(added.range.scale, added.range.zero_point)
+            made.set_residual(added.range.scale, added.range.zero_point, added.range.dtype)
         return made, y
 
     def alike(self, value: Value, others: list[Value]) -> list[Value]:
@@ -87,6 +88,12 @@ class _Int8Maker(Maker):
             assert y is not None
             layer.set_output(y.scale, y.zero_point, y.dtype)
         return [other for other in others if other.range == value.range]
+
+    def sum(self, layer: Layer, a: Value, b: Value) -> tuple[nn.Module, InputRange]:
+        assert a.range is not None and b.range is not None
+        made, y = Int8Add.from_ranges(a.range, b.range, layer.activation), self.range(layer.dtype, layer.coarse)
+        made.set_output(y.scale, y.zero_point, y.dtype)
+        return made, y
 
     def pool(self, layer: Layer) -> nn.Module:
         return Int8MaxPool2d(*layer.window())

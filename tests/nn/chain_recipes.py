@@ -43,6 +43,7 @@ class Layer:
     activation: str = "relu"
     bias: bool = True
     residual: bool = False
+    summed: bool = False  # whether its output is added to another value of its size, by a layer of its own
     joined: int = 0  # how many other values of its size are concatenated with its output
     dtype: torch.dtype = torch.uint8
     coarse: int = 5  # about how many bits of the output's range its values fill, up to some that saturate
@@ -91,6 +92,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
         activation=draw(st.sampled_from(["none", "relu", "relu6"])),
         bias=draw(st.booleans()),
         residual=draw(st.booleans()),
+        summed=draw(st.integers(0, 3)) == 0,
         joined=draw(st.sampled_from([0, 0, 0, 1, 1, 2])),
         dtype=draw(st.sampled_from(INT8)),
         coarse=draw(st.sampled_from([2, 5, 6, 8])),
@@ -142,6 +144,10 @@ class Maker(ABC):
     @abstractmethod
     def conv(self, layer: Layer, x: Value, o: int, added: Value | None) -> tuple[nn.Module, InputRange | None]:
         """A convolution, and the range of its output."""
+
+    @abstractmethod
+    def sum(self, layer: Layer, a: Value, b: Value) -> tuple[nn.Module, InputRange | None]:
+        """A sum, and the range of its output."""
 
     @abstractmethod
     def pool(self, layer: Layer) -> nn.Module:
@@ -201,6 +207,15 @@ class Maker(ABC):
             made.fuse_activation(layer.activation)  # type: ignore[operator]
         self.call(made, (o, *size), y, x.node, *([] if added is None else [added.node]))
 
+    def total(self, layer: Layer) -> None:
+        """Add another value to the last one: one inside, the tensor outside, or itself."""
+        last = self.values[-1]
+        inside = [v for v in self.values if v.size == last.size]
+        other = inside[-2] if len(inside) > 1 else self.outside() if self.recipe.size == last.size else last
+        a, b = (last, other) if layer.bias else (other, last)
+        made, y = self.sum(layer, a, b)
+        self.call(made, last.size, y, a.node, b.node)
+
     def alike(self, value: Value, others: list[Value]) -> list[Value]:
         """Those of the others that lie as a value does, which may be made to lie as they do."""
         return others
@@ -239,6 +254,8 @@ class Maker(ABC):
         for layer in self.recipe.layers:
             before = len(self.values)
             self.add(layer)
+            if layer.summed and self.values:
+                self.total(layer)
             if layer.joined and len(self.values) > max(before, 1):
                 self.join(layer)
         if not any(isinstance(module, self.needed) for module in self.modules.values()):

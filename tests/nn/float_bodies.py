@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, layers
 from torchaccel.nn import SparseConv2d, _chain_float
+from torchaccel.nn.add import Add
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.ops._chain_step import SLAB
 from torchaccel.ops._winograd import OUTPUTS
@@ -53,6 +54,9 @@ class _FloatMaker(Maker):
             conv.bias.data = torch.randn(o, generator=self.g)  # type: ignore[union-attr]
         dense = layer.pattern == "dense"
         return DenseConv2d.from_float(conv) if dense else SparseConv2d.from_float(conv, layer.pattern), None
+
+    def sum(self, layer: Layer, a: Value, b: Value) -> tuple[nn.Module, None]:
+        return Add(layer.activation), None
 
     def pool(self, layer: Layer) -> nn.Module:
         return nn.MaxPool2d(*(pair if pair[0] != pair[1] else pair[0] for pair in layer.window()))  # type: ignore[arg-type]
@@ -98,6 +102,11 @@ def _spread(x: Tensor, stride: Pair, together: int) -> Tensor:
     return F.max_pool2d(x, (1, 2 * around + 1), 1, (0, around))
 
 
+def _activated(y: Tensor, activation: str) -> Tensor:
+    bounds = {"none": (-math.inf, math.inf), "relu": (0, math.inf), "relu6": (0, 6)}[activation]
+    return y.clamp(*bounds)
+
+
 class _Expecting(fx.Interpreter):
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Expected:
         module = self.module.get_submodule(target)
@@ -105,6 +114,8 @@ class _Expecting(fx.Interpreter):
             return self.conv(module, *args)
         if isinstance(module, DenseConvTranspose2d):
             return self.transposed(module, *args)
+        if isinstance(module, Add):
+            return self.sum(module, *args)
         return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Expected:
@@ -112,26 +123,27 @@ class _Expecting(fx.Interpreter):
         return Expected(*(torch.cat(parts, 1) for parts in zip(*args[0], strict=True)))
 
     def conv(self, m: SparseConv2d | DenseConv2d, x: Expected, residual: Expected | None = None) -> Expected:
-        def over(tensor: Tensor, weight: Tensor) -> Tensor:
-            return F.conv2d(tensor.double(), weight.double(), None, m.stride, m.padding, m.dilation, groups)
+        def over(tensor: Tensor, weight: Tensor, spread: bool = False) -> Tensor:
+            padded = F.pad(tensor.double(), (padding[1], padding[1], padding[0], padding[0]))
+            padded = _spread(padded, m.stride, together) if spread else padded
+            return F.conv2d(padded, weight.double(), None, m.stride, 0, m.dilation, groups)
 
+        padding = _chain_float.window_of(m).padding
         plain = m.to_float()
         weight, groups = plain.weight.detach(), plain.groups
         bias = (weight.new_zeros(m.out_channels) if m.bias is None else m.bias).view(-1, 1, 1).double()
         together = OUTPUTS if _chain_float.may_transform(m) else 1
         exact = over(x.exact, weight) + bias
-        size = over(_spread(x.exact.abs(), m.stride, together), weight.abs()) + bias.abs()
+        size = over(x.exact.abs(), weight.abs(), spread=True) + bias.abs()
         error = over(x.error, weight**2)
         # Places that a step fills up, and the reference's products with zero, may be of any channel.
-        any_channel = _spread(x.loose.amax(1, keepdim=True).double().expand_as(x.loose), m.stride, together)
-        loose = over(any_channel, torch.ones_like(weight)) > 0
+        any_channel = x.loose.amax(1, keepdim=True).expand_as(x.loose)
+        loose = over(any_channel, torch.ones_like(weight), spread=True) > 0
         lost = over(x.lost, weight != 0) > 0
         if residual is not None:
             exact, size, error = exact + residual.exact, size + residual.exact.abs(), error + residual.error
             loose, lost = loose | residual.loose, lost | residual.lost
-        low, high = {"none": (None, None), "relu": (0, None), "relu6": (0, 6)}[m.activation]
-        if low is not None:
-            exact = exact.clamp(low, high)
+        exact = _activated(exact, m.activation)
         return Expected(exact, error + weight[0].numel() * size**2, loose, lost)
 
     def transposed(self, m: DenseConvTranspose2d, x: Expected) -> Expected:
@@ -142,9 +154,14 @@ class _Expecting(fx.Interpreter):
         bias = (weight.new_zeros(m.out_channels) if m.bias is None else m.bias.detach()).view(-1, 1, 1).double()
         exact, size = over(x.exact, weight) + bias, over(x.exact.abs(), weight.abs()) + bias.abs()
         loose, lost = over(x.loose, torch.ones_like(weight)) > 0, over(x.lost, (weight != 0).double()) > 0
-        low, high = {"none": (None, None), "relu": (0, None), "relu6": (0, 6)}[m.activation]
         error = over(x.error, weight**2) + m.in_channels * size**2
-        return Expected(exact if low is None else exact.clamp(low, high), error, loose, lost)
+        return Expected(_activated(exact, m.activation), error, loose, lost)
+
+    def sum(self, m: Add, a: Expected, b: Expected) -> Expected:
+        exact, error = _activated(a.exact + b.exact, m.activation), a.error + b.error
+        size = a.exact.abs() + b.exact.abs()
+        any_channel = a.loose.amax(1, keepdim=True)  # the reference's products with zero
+        return Expected(exact, error + size**2, any_channel | b.loose, a.lost | b.lost)
 
     def max_pool(self, m: nn.MaxPool2d, x: Expected) -> Expected:
         exact, error, loose, lost = (m(tensor.double()) for tensor in x)

@@ -150,7 +150,7 @@ def test_a_layer_that_adds_what_it_reads() -> None:
     body, x = make(recipe), images(recipe, 2)
     first = next(node for node in body.graph.nodes if node.target == "layer1")
     made, read = body.get_submodule("layer1"), body.get_submodule("layer0").input_range
-    made.set_residual(read.scale, read.zero_point)  # type: ignore[union-attr, operator]
+    made.set_residual(read.scale, read.zero_point, read.dtype)  # type: ignore[union-attr, operator]
     first.args = first.args * 2
     body.recompile()
     with torch.no_grad():

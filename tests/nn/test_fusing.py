@@ -39,7 +39,7 @@ def test_int8_residual(kind: str) -> None:
     case = make(kind)
     y = case.layer(case.x)
     residual = torch.randint(0, 256, y.shape, dtype=torch.uint8)
-    case.layer.set_residual(0.02, 7)
+    case.layer.set_residual(0.02, 7, torch.uint8)
     expected = y + (residual.float() - 7) * 0.02
     torch.testing.assert_close(case.layer(case.x, residual), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"residual is torch.float32 with scale_residual"):
@@ -98,4 +98,4 @@ def test_fold_affine_refuses_what_it_cannot_fold() -> None:
 
 def test_linear_adds_no_residual() -> None:
     with pytest.raises(ValueError, match="adds no residual"):
-        make("linear dynamic").layer.set_residual(0.1, 0)
+        make("linear dynamic").layer.set_residual(0.1, 0, torch.uint8)

@@ -11,11 +11,13 @@ from torchaccel.graph.trace import has_hooks, module_of
 from torchaccel.nn import (
     ConvChain,
     Int8AdaptiveAvgPool2d,
+    Int8Add,
     Int8Conv2d,
     Int8ConvTranspose2d,
     SparseConv2d,
     SparseInt8Conv2d,
 )
+from torchaccel.nn.add import Add
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.conv_chain import in_float, takes
@@ -24,9 +26,10 @@ from torchaccel.nn.quantize import QuantizeInt8
 
 _CONVOLUTIONS = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d, DenseConvTranspose2d)
 _STARTS = (*_CONVOLUTIONS, QuantizeInt8)
+_LOADING = (*_STARTS, Add, Int8Add)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
 # Nothing to choose: they go with their neighbours.
-_UNCHOSEN = (QuantizeInt8, Contiguous, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+_UNCHOSEN = (QuantizeInt8, Contiguous, Add, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 
 
 def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:
@@ -35,7 +38,7 @@ def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) 
     if module is None or not takes(module) or node.kwargs or has_hooks(module):
         return False
     listed = names is None or str(node.target) in names or isinstance(module, _UNCHOSEN)
-    residual = len(node.args) == 1 or in_float(module) or getattr(module, "int8_residual", False)
+    residual = len(node.args) == 1 or in_float(module) or getattr(module, "int8_residual", isinstance(module, Int8Add))
     return listed and residual and all(isinstance(a, fx.Node) for a in node.args)
 
 
@@ -64,8 +67,9 @@ def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Co
         if changed_between(graph, source, start, node):  # a chain reads it where its last layer stood
             continue
         # What a pooling layer reads, and in int8 a residual, has a range that only the chain's own layers know.
-        loads = isinstance(module, _STARTS) and x is source
-        if (x in run or loads) and all(r in run or (floats and r is source) for r in residual):
+        loads = isinstance(module, _LOADING) and x is source
+        both = floats or isinstance(module, Int8Add)
+        if (x in run or loads) and all(r in run or (both and r is source) for r in residual):
             run.append(node)
     while run:
         held = set(run)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchaccel import measure
 from torchaccel.graph.cache import ChoiceCache, key
 from torchaccel.graph.connect import assemble
-from torchaccel.graph.pools import INT8_POOLS
+from torchaccel.graph.weightless import INT8_WEIGHTLESS
 from torchaccel.nn._int8 import Int8Module
 
 Tick = Callable[[str], None]
@@ -192,7 +192,7 @@ class _Contest:
         assembled = assemble(self.model, trial)
         for name, args in arguments(assembled, timed, self.inputs).items():
             candidate, dense = assembled.get_submodule(name), self.model.get_submodule(name)
-            if isinstance(candidate, INT8_POOLS) and args[0].is_floating_point():
+            if isinstance(candidate, INT8_WEIGHTLESS) and any(a.is_floating_point() for a in args):
                 self.enter(name, "kept dense: it is handed floats")
             else:
                 self._judge(name, trial[name], _timed(dense, self.dense_args[name], candidate, args, self.cache))

@@ -15,6 +15,7 @@ from torchaccel.graph.shapes import changed_between, value_of
 from torchaccel.graph.trace import module_of, set_module, trace
 from torchaccel.nn import (
     Int8AdaptiveAvgPool2d,
+    Int8Add,
     Int8AvgPool2d,
     Int8Conv2d,
     Int8ConvTranspose2d,
@@ -26,8 +27,10 @@ from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.input_range import InputRange, spanning
 from torchaccel.nn.quantize import QuantizeInt8
 
-INT8 = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
-_ADDING = (Int8Conv2d, SparseInt8Conv2d, Int8Linear)  # those that take a residual
+INT8 = (
+    Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d, Int8Add,
+)  # fmt: skip
+_ADDING = (Int8Conv2d, SparseInt8Conv2d, Int8Add)  # those that take a residual
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def connect(graph: fx.GraphModule) -> None:
             layer.set_output(wanted.scale, wanted.zero_point, wanted.dtype)
             for adding in (module_of(graph, use.node) for use in group.uses if use.role == "residual"):
                 assert isinstance(adding, _ADDING)
-                adding.set_residual(wanted.scale, wanted.zero_point)
+                adding.set_residual(wanted.scale, wanted.zero_point, wanted.dtype)
     for node in nodes:
         _share_quantization(graph, node)
     keep_contiguous(graph)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from torchaccel.graph.shapes import changed_between, value_of
+from torchaccel.graph.lift_additions import OUT_OF_PLACE, is_addition, lift_addition
+from torchaccel.graph.shapes import changed_between
 from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, set_module
 from torchaccel.nn import _transposed
+from torchaccel.nn.add import Add
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d, DenseLinear
 
 LAYERS = (DenseConv2d, DenseConvTranspose2d, DenseLinear)
@@ -27,8 +28,6 @@ def layer_at(model: nn.Module, name: str) -> Layer:
     return layer
 
 
-_OUT_OF_PLACE = (operator.add, torch.add, "add")
-_ADDITIONS = (*_OUT_OF_PLACE, operator.iadd, "add_")
 _ACTIVATIONS = {
     torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", "relu": "relu", "relu_": "relu",
     F.relu6: "relu6", F.gelu: "gelu", F.silu: "silu",
@@ -69,12 +68,10 @@ def _weights(graph: fx.GraphModule, node: fx.Node) -> int:
 
 def _fuse_addition(graph: fx.GraphModule, node: fx.Node, single: set[str]) -> fx.Node | None:
     """Turn `add(conv(x), other)` into `conv(x, other)` at the place of the addition, where both are at hand."""
-    if len(node.args) != 2 or node.kwargs or node.args[0] is node.args[1]:
+    if node.args[0] is node.args[1]:
         return None
-    if value_of(node.args[0]) is None or value_of(node.args[0]) != value_of(node.args[1]):
-        return None  # a number, an addition that broadcasts or one that changes the dtype is no residual
     sides = [a for a in node.args if isinstance(a, fx.Node)]
-    if node.target not in _OUT_OF_PLACE and not (
+    if node.target not in OUT_OF_PLACE and not (
         isinstance(module_of(graph, sides[0]), LAYERS) and len(sides[0].users) == 1
     ):
         return None  # it changes a tensor that others may share
@@ -120,23 +117,28 @@ def _behind_pooling(graph: fx.GraphModule, node: fx.Node, activation: str) -> fx
 def fuse(graph: fx.GraphModule) -> None:
     """Replace float layers by their strongest dense form, and fuse activations and residuals into layers, in place.
 
+    Additions of images that no layer takes become layers of their own.
+
     Modules keep their names. `note_values` comes before.
     """
     strongest_dense(graph, calls(graph))
     single = {name for name, nodes in calls(graph).items() if len(nodes) == 1}
     for node in list(graph.graph.nodes):
-        if node.op in ("call_function", "call_method") and node.target in _ADDITIONS:
+        if is_addition(node):
             _fuse_addition(graph, node, single)
     for node in list(graph.graph.nodes):
+        if is_addition(node):
+            lift_addition(graph, node)
+            continue
         activation = _activation(graph, node)
         if activation is None or not node.args:
             continue
         before = _behind_pooling(graph, node.args[0], activation)
         layer = module_of(graph, before)
         if (
-            not isinstance(layer, LAYERS)
+            not isinstance(layer, (*LAYERS, Add))
             or len(before.users) > 1
-            or before.target not in single
+            or (isinstance(layer, LAYERS) and before.target not in single)
             or layer.activation != "none"
             or has_hooks(layer)
         ):

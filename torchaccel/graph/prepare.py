@@ -15,9 +15,10 @@ from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, STRONGEST, fuse, layers, reshape_views, strongest_dense
 from torchaccel.graph.lift import lift
-from torchaccel.graph.pools import lift_pools, part_pools, pools, pools_to_float
+from torchaccel.graph.lift_pools import lift_pools, part_pools
 from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
+from torchaccel.graph.weightless import weightless, weightless_to_float
 from torchaccel.nn import (
     Int8Conv2d,
     Int8ConvTranspose2d,
@@ -40,14 +41,14 @@ class Prepared:
         names: the layers that can be exchanged.
         given: layers that were int8 or sparse already, by name, with what was fused; `dense` has float ones there.
         note: why the model was not traced, or None.
-        pools: pooling layers that can be exchanged; between int8 layers they pass int8 on.
+        weightless: pooling layers and additions that can be exchanged; between int8 layers they hand int8 on.
     """
 
     dense: nn.Module
     names: list[str]
     given: dict[str, nn.Module] = field(default_factory=dict)
     note: str | None = None
-    pools: list[str] = field(default_factory=list)
+    weightless: list[str] = field(default_factory=list)
 
 
 def _to_float(
@@ -118,7 +119,7 @@ def _replaced(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collectio
 def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     lift(graph)
     note_values(graph, inputs)
-    given_pools = pools_to_float(graph)
+    given_weightless = weightless_to_float(graph)
     lift_pools(graph)
     part_pools(graph)
     _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
@@ -131,7 +132,7 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
             module.fuse_activation(fused)  # type: ignore[operator]
     graph.meta["torchaccel_inputs"] = [{"shape": list(x.shape), "dtype": str(x.dtype)} for x in inputs]
     graph.meta["torchaccel_graph"] = fingerprint(graph)
-    return Prepared(graph, layers(graph), given | given_pools, pools=pools(graph))
+    return Prepared(graph, layers(graph), given | given_weightless, weightless=weightless(graph))
 
 
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from torchaccel.graph.trace import module_of
+from torchaccel.nn.add import Add
 
 _KEY = "torchaccel_value"
 # What these return shares no memory with what they read.
-_FRESH = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.MaxPool2d, nn.AvgPool2d)
+_FRESH = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.MaxPool2d, nn.AvgPool2d, Add)
 _IN_PLACE = ("setitem", "__setitem__", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior")
 
 
@@ -79,9 +80,14 @@ def _sources(graph: fx.GraphModule, value: object) -> set[fx.Node]:
         if not isinstance(node, fx.Node) or node in found:
             continue
         found.add(node)
-        if not isinstance(module_of(graph, node), _FRESH):
+        if not is_fresh(graph, node):
             waiting.extend(node.all_input_nodes)
     return found
+
+
+def is_fresh(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value shares no memory with what it was computed from."""
+    return isinstance(module_of(graph, node), _FRESH)
 
 
 def changed_between(graph: fx.GraphModule, value: object, first: fx.Node, last: fx.Node) -> bool:

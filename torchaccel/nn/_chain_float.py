@@ -13,6 +13,7 @@ from torchaccel.nn._chain_layout import Entry, Plane, Window
 from torchaccel.nn._chain_weights import GROUP, Groups, group
 from torchaccel.nn._transposed import of_places
 from torchaccel.nn._weights import pair
+from torchaccel.nn.add import Add
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
@@ -44,6 +45,13 @@ def _group(m: Conv) -> Groups:
         return group(m.weight.detach(), shared, window_of(m), m.groups)
     weight = blocks.from_blocks(m.values, m.columns, m.row_offsets, m.in_channels, m.kernel_size)
     return group(weight, blocks.block_of(m.pattern)[0] % GROUP == 0, window_of(m))
+
+
+def _as_conv(m: Add, channels: int) -> DenseConv2d:
+    """A sum as a depthwise convolution of ones that takes a residual."""
+    conv = DenseConv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
+    conv.weight = nn.Parameter(torch.ones_like(conv.weight), requires_grad=False)
+    return conv
 
 
 def may_transform(m: SparseConv2d | DenseConv2d) -> bool:
@@ -150,6 +158,8 @@ class FloatBuilder(Builder):
                     self.store(values[node.args[0]])
             else:
                 m, inputs = self.module(node), [values[source] for source in node.args]
+                if isinstance(m, Add):
+                    m = _as_conv(m, inputs[0].planes)
                 if isinstance(m, Conv):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
                 elif isinstance(m, Contiguous):

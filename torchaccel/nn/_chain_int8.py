@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, fx
 
@@ -11,6 +13,7 @@ from torchaccel.nn._chain_weights import Blocks, blocks_of_4, grouped_blocks, qu
 from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.input_range import InputRange
+from torchaccel.nn.int8_add import Int8Add
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_conv_transpose2d import Int8ConvTranspose2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
@@ -37,7 +40,7 @@ def _word(byte: int) -> int:
     return int.from_bytes(bytes([byte] * 4), "little", signed=True)
 
 
-def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d) -> InputRange:
+def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d | Int8Add) -> InputRange:
     assert module.output_scale is not None and module.output_zero_point is not None
     return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
 
@@ -49,6 +52,27 @@ def _filled(values: Tensor, m: Int8Conv, planes: int) -> Tensor:
     filled = values.new_zeros(squares.shape[0], rows, *values.shape[1:])
     filled[:, : m.out_channels] = squares
     return filled.flatten(0, 1)
+
+
+def _as_conv(m: Int8Add, channels: int) -> Int8Conv2d:
+    """A sum as a depthwise convolution of ones that takes a residual."""
+    given, added, asked = m.input_range(), m.residual_range, _output_range(m)
+    assert given is not None
+    conv = Int8Conv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
+    conv.weight.fill_(1)
+    conv.set_input(given.scale, given.zero_point, given.dtype)
+    conv.set_residual(added.scale, added.zero_point, added.dtype)
+    conv.set_output(asked.scale, asked.zero_point, asked.dtype)
+    conv.pack()
+    return conv
+
+
+class _Value(NamedTuple):
+    """What a layer of a chain reads."""
+
+    plane: Plane
+    channels: int
+    dtype: torch.dtype
 
 
 class Int8Builder(Builder):
@@ -72,7 +96,7 @@ class Int8Builder(Builder):
             self.entries.append(Entry(step, y=plane))
         return self.outside[range]
 
-    def conv(self, m: Int8Conv, x: Plane, residual: Plane | None) -> Plane:
+    def conv(self, m: Int8Conv, x: Plane, residual: Plane | None = None) -> Plane:
         given, asked = m.input_range(), _output_range(m)
         assert given is not None
         step = Step(Kind.CONV, residual_zero_point=0 if residual is None else residual.zero_point)
@@ -166,62 +190,66 @@ class Int8Builder(Builder):
         self.entries.append(Entry(step, x))
         self.out = (channels, 1, 1), m.output_dtype
 
-    def store(self, x: Plane, channels: int, dtype: torch.dtype) -> None:
+    def store(self, value: _Value) -> None:
+        x, channels, dtype = value
         step = Step(Kind.STORE, planes=x.planes, h=x.h, w=x.w, channels=channels, flip=dtype == torch.int8)
         self.entries.append(Entry(step, x))
         self.out = (channels, x.h, x.w), dtype
 
     def walk(self) -> None:
-        values: dict[fx.Node, Plane] = {}
-        channels: dict[fx.Node, tuple[int, torch.dtype]] = {}
+        values: dict[fx.Node, _Value] = {}
         outside: fx.Node | None = None
+
+        def read(source: fx.Node, given: InputRange) -> _Value:
+            return _Value(self.load(given), self.size[0], given.dtype) if source is outside else values[source]
+
         for node in self.body.graph.nodes:
             if node.op == "placeholder":
                 outside = node
                 continue
             if node.op == "output":
-                (made,) = node.args
                 if self.out is None:
-                    self.store(values[made], *channels[made])
+                    self.store(values[node.args[0]])
                 continue
             if (parts := parts_of(node)) is not None:
-                values[node] = self.concatenate([values[part] for part in parts])
-                channels[node] = self._concatenated([channels[part] for part in parts])
+                values[node] = self._concatenated([values[part] for part in parts])
                 continue
-            m, source = self.module(node), node.args[0]
+            m, (source, *added) = self.module(node), node.args
             if isinstance(m, QuantizeInt8):
-                values[node], channels[node] = self.load(m.input_range), (self.size[0], m.input_range.dtype)
+                values[node] = read(source, m.input_range)
                 continue
-            if source is outside:
-                given = m.input_range()  # type: ignore[operator]
-                x, (c, dtype) = self.load(given), (self.size[0], given.dtype)
-            else:
-                x, (c, dtype) = values[source], channels[source]
             if isinstance(m, Int8MaxPool2d):
-                values[node], channels[node] = self.max_pool(m, x), (c, dtype)
+                values[node] = values[source]._replace(plane=self.max_pool(m, values[source].plane))
                 continue
-            given = m.input_range()  # type: ignore[operator]
-            same = dtype == given.dtype and x.zero_point == byte_zero_point(given)
+            assert isinstance(m, Int8AdaptiveAvgPool2d | Int8Add | Int8Conv)
+            given = m.input_range()
+            assert given is not None
+            x = read(source, given)
+            same = x.dtype == given.dtype and x.plane.zero_point == byte_zero_point(given)
             require(same, "a layer has another range than what it reads")
             if isinstance(m, Int8AdaptiveAvgPool2d):
-                self.average(m, x, c)
+                self.average(m, x.plane, x.channels)
                 continue
-            assert isinstance(m, Int8Conv)
-            require(m.in_channels == c, "a convolution reads other channels")
-            residual = values[node.args[1]] if len(node.args) > 1 else None
-            values[node], channels[node] = self.conv(m, x, residual), (m.out_channels, m.output_dtype)
-            if residual is not None:
-                self._check_residual(m, values[node], residual, *channels[node.args[1]])
+            if isinstance(m, Int8Add):
+                residuals, m = [read(a, m.residual_range) for a in added], _as_conv(m, x.channels)
+            else:
+                residuals = [values[a] for a in added]
+            require(m.in_channels == x.channels, "a convolution reads other channels")
+            made = self.conv(m, x.plane, *(residual.plane for residual in residuals))
+            values[node] = _Value(made, m.out_channels, m.output_dtype)
+            for residual in residuals:
+                self._check_residual(m, made, residual)
+
+    def _concatenated(self, parts: list[_Value]) -> _Value:
+        require(all(part.channels % 4 == 0 for part in parts[:-1]), "a part's channels do not fill its places")
+        require(len({part.dtype for part in parts}) == 1, "parts of a concatenation have other dtypes")
+        whole = self.concatenate([part.plane for part in parts])
+        return _Value(whole, sum(part.channels for part in parts), parts[0].dtype)
 
     @staticmethod
-    def _concatenated(parts: list[tuple[int, torch.dtype]]) -> tuple[int, torch.dtype]:
-        """Channels and dtype of a concatenation."""
-        require(all(c % 4 == 0 for c, _ in parts[:-1]), "a part's channels do not fill its places")
-        require(len({dtype for _, dtype in parts}) == 1, "parts of a concatenation have other dtypes")
-        return sum(c for c, _ in parts), parts[0][1]
-
-    def _check_residual(self, m: Int8Conv, y: Plane, residual: Plane, channels: int, dtype: torch.dtype) -> None:
-        require((residual.h, residual.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
+    def _check_residual(m: Int8Conv, y: Plane, residual: _Value) -> None:
+        plane, channels, dtype = residual
+        require((plane.h, plane.w, channels) == (y.h, y.w, m.out_channels), "a residual has another size")
         assert m.residual_scale is not None and m.residual_zero_point is not None
         expected = InputRange(float(m.residual_scale), int(m.residual_zero_point), dtype)
-        require(byte_zero_point(expected) == residual.zero_point, "a residual has another range")
+        require(byte_zero_point(expected) == plane.zero_point, "a residual has another range")

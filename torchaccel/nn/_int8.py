@@ -83,9 +83,9 @@ class Int8Module(RangedModule):
         super().set_input(scale, zero_point, dtype)
         self.input = "static"
 
-    def set_residual(self, scale: float, zero_point: int) -> None:
+    def set_residual(self, scale: float, zero_point: int, dtype: torch.dtype) -> None:
         """Take a residual of int8 or uint8, `(q - zero_point) * scale`, rather than of floats."""
-        InputRange(scale, zero_point, torch.int8 if zero_point < 0 else torch.uint8)
+        InputRange(scale, zero_point, dtype)
         self.int8_residual = True
         self._set_range("residual", scale, zero_point)
 

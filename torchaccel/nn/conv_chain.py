@@ -13,8 +13,10 @@ from torchaccel import ops
 from torchaccel.nn import _chain_plan, _inference, _weights
 from torchaccel.nn._chain_layout import flattened
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.add import Add
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
+from torchaccel.nn.int8_add import Int8Add
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_conv2d import SparseConv2d
@@ -31,21 +33,26 @@ TOGETHER = {torch.int8: 8, torch.float32: 4}
 
 def in_float(module: nn.Module | None) -> bool:
     """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
-    floats = SparseConv2d | DenseConv2d | DenseConvTranspose2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous
+    floats = SparseConv2d | DenseConv2d | DenseConvTranspose2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous | Add
     return isinstance(module, floats)
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
-    """Whether a layer can be part of a chain: a convolution, transposed too, max-pooling, or the average that ends it.
+    """Whether a layer can be part of a chain: a convolution, transposed too, a sum, max-pooling, or the last average.
 
     Args:
-        connected: whether an int8 convolution must give int8 already.
+        connected: whether an int8 convolution or sum must give int8 already.
     """
     if isinstance(module, QuantizeInt8 | Contiguous):
         return True
     if isinstance(module, Int8Conv):
         ready = not connected or module.output_dtype in _check.INT8
         return ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, Int8Add):
+        ready = not connected or module.output_dtype in _check.INT8
+        return ready and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, Add):
+        return module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, SparseConv2d):
         return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
     if isinstance(module, DenseConvTranspose2d):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchaccel import ops
 from torchaccel.nn import _inference
 from torchaccel.nn._ranged import RangedModule, name_of
+from torchaccel.nn.add import Add
 from torchaccel.nn.input_range import InputRange
 from torchaccel.ops import _check
 
@@ -54,6 +55,21 @@ class Int8Add(RangedModule):
         made._set_range("input", input.scale, input.zero_point)
         made._set_range("other", other.scale, other.zero_point)
         return made.eval()
+
+    def to_float(self) -> Add:
+        """The same sum of floats."""
+        return Add(self.activation).train(self.training)
+
+    @property
+    def residual_range(self) -> InputRange:
+        """The static quantization of `b`."""
+        return InputRange(float(self.other_scale), int(self.other_zero_point), self.other_dtype)
+
+    def set_residual(self, scale: float, zero_point: int, dtype: torch.dtype) -> None:
+        """Quantize `b` with this static scale, which an int8 `b` must have as well."""
+        InputRange(scale, zero_point, dtype)
+        self.other_dtype = dtype
+        self._set_range("other", scale, zero_point)
 
     def pack(self) -> None:
         """Nothing is derived."""

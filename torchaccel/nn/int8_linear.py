@@ -98,7 +98,7 @@ class Int8Linear(Int8Module):
     def limits(self, device: torch.device) -> str | None:
         return supports(device, out_dtype=self.output_dtype)
 
-    def set_residual(self, scale: float, zero_point: int) -> None:
+    def set_residual(self, scale: float, zero_point: int, dtype: torch.dtype) -> None:
         """Refused: a linear layer adds no residual."""
         _check.fail("Int8Linear", "a linear layer adds no residual; accepted are convolutions")
 

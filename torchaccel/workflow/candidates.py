@@ -24,6 +24,7 @@ from torchaccel.graph.prepare import Prepared
 from torchaccel.nn import (
     InputRange,
     Int8AdaptiveAvgPool2d,
+    Int8Add,
     Int8AvgPool2d,
     Int8Conv2d,
     Int8Linear,
@@ -32,6 +33,7 @@ from torchaccel.nn import (
     SparseInt8Conv2d,
 )
 from torchaccel.nn._packed import PackedModule
+from torchaccel.nn.add import Add
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.ops import blocks
 
@@ -89,15 +91,18 @@ def _int8(
     return _gaining(module)
 
 
-def _int8_pool(pool: nn.Module, input_range: InputRange | None) -> nn.Module:
-    if isinstance(pool, nn.MaxPool2d):
-        return Int8MaxPool2d.from_float(pool)
+def _int8_weightless(layer: nn.Module, input_range: InputRange | None, other: InputRange | None) -> nn.Module:
+    if isinstance(layer, nn.MaxPool2d):
+        return Int8MaxPool2d.from_float(layer)
     if input_range is None:
         raise ValueError("the range of its input was not calibrated")
-    if isinstance(pool, nn.AvgPool2d):
-        return Int8AvgPool2d.from_float(pool, input_range)
-    assert isinstance(pool, nn.AdaptiveAvgPool2d)
-    return Int8AdaptiveAvgPool2d.from_float(pool, input_range)
+    if isinstance(layer, Add):
+        assert other is not None
+        return Int8Add.from_ranges(input_range, other, layer.activation)
+    if isinstance(layer, nn.AvgPool2d):
+        return Int8AvgPool2d.from_float(layer, input_range)
+    assert isinstance(layer, nn.AdaptiveAvgPool2d)
+    return Int8AdaptiveAvgPool2d.from_float(layer, input_range)
 
 
 def _builds(
@@ -107,13 +112,14 @@ def _builds(
     if name in prepared.given:
         yield lambda: prepared.given[name]
         return
-    if name in prepared.pools:
-        yield partial(_int8_pool, prepared.dense.get_submodule(name), ranges.get(name))
+    input_range, other = ranges.get(name), ranges.get(residual_of(name))
+    if name in prepared.weightless:
+        yield partial(_int8_weightless, prepared.dense.get_submodule(name), input_range, other)
         return
     dense = layer_at(prepared.dense, name)
     pattern = pattern_of(dense.weight)
     if int8 is not None:
-        build = partial(_int8, dense, int8, ranges.get(name), ranges.get(residual_of(name)))
+        build = partial(_int8, dense, int8, input_range, other)
         for form in dict.fromkeys((stored_pattern(dense, pattern, device), None)):
             yield partial(build, form)
         halved = pattern in blocks.TWO_FOUR and not isinstance(dense, DenseConvTranspose2d)
@@ -138,9 +144,9 @@ def candidates(
     """
     alternatives: dict[str, list[nn.Module]] = {}
     kept: dict[str, str] = {}
-    # Pooling is exchanged only to hand int8 on, which layers with static ranges take.
+    # Without weights, a layer is exchanged only to hand int8 on, which layers with static ranges take.
     static = bool(ranges) or any(getattr(module, "input", None) == "static" for module in prepared.given.values())
-    between = prepared.pools if static else []
+    between = prepared.weightless if static else []
     for name in (*prepared.names, *between):
         for build in _builds(prepared, name, device, int8, ranges or {}):
             try:

@@ -163,6 +163,6 @@ def _ranges(
     if not isinstance(int8, Int8Static):
         return {}
     with progress.step("calibrating", 1) as tick:
-        ranges = calibrate(prepared.dense, [*prepared.names, *prepared.pools], batches, int8, inputs)
+        ranges = calibrate(prepared.dense, [*prepared.names, *prepared.weightless], batches, int8, inputs)
         tick()
     return ranges

@@ -13,6 +13,7 @@ from torchaccel import measure
 from torchaccel.graph.trace import module_of
 from torchaccel.nn import ConvChain, SparseConv2d
 from torchaccel.nn._packed import PackedModule
+from torchaccel.nn.add import Add
 from torchaccel.nn.contiguous import Contiguous
 
 SIZES = (1, 2, 4, 8)
@@ -21,7 +22,7 @@ _LEAST_GAIN = 1.05
 _BUDGET_S = 0.3
 # What treats each image by itself.
 _LAYERS = (
-    PackedModule, ConvChain, Contiguous, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout,
+    PackedModule, ConvChain, Contiguous, Add, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout,
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pooling layers of a graph: found, lifted from functions to modules, and put back to float."""
+"""Lifting of pooling: functions become modules, and each call has a layer of its own, so that all can be exchanged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from torchaccel.graph.shapes import value_of
-from torchaccel.graph.trace import calls, has_hooks, module_of, set_module
-from torchaccel.nn import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
-
-Pool = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
-_KINDS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-INT8_POOLS = (Int8MaxPool2d, Int8AvgPool2d, Int8AdaptiveAvgPool2d)
+from torchaccel.graph.trace import calls, has_hooks, set_module
+from torchaccel.graph.weightless import POOLS
 
 _WINDOWS = ("kernel_size", "stride", "padding")
 _SIGNATURES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -25,20 +21,6 @@ _SIGNATURES: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
 _MEANS = (torch.mean, "mean")
-
-
-def pools(graph: fx.GraphModule) -> list[str]:
-    """The pooling layers that can be exchanged: those called once, without hooks."""
-    found = {name: graph.get_submodule(name) for name, nodes in calls(graph).items() if len(nodes) == 1}
-    return [name for name, module in found.items() if type(module) in _KINDS and not has_hooks(module)]
-
-
-def pools_to_float(graph: fx.GraphModule) -> dict[str, nn.Module]:
-    """Put float pooling in place of int8 pooling; returns copies of that by name."""
-    found = {str(n.target): m for n in graph.graph.nodes if isinstance(m := module_of(graph, n), INT8_POOLS)}
-    for name, module in found.items():
-        set_module(graph, name, module.to_float())
-    return {name: copy.deepcopy(module) for name, module in found.items()}
 
 
 def _settings(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any] | None:
@@ -62,7 +44,7 @@ def part_pools(graph: fx.GraphModule) -> None:
     """Give each call of a pooling layer that a model calls several times a layer of its own, in place."""
     for name, nodes in calls(graph).items():
         module = graph.get_submodule(name)
-        if type(module) not in _KINDS or has_hooks(module):
+        if type(module) not in POOLS or has_hooks(module):
             continue
         owner, _, last = name.rpartition(".")
         for i, node in enumerate(nodes[1:], 1):

@@ -1,4 +1,4 @@
-"""Concatenations and transposed convolutions: int8 passes them, and chains hold them."""
+"""Concatenations, sums and transposed convolutions: int8 passes them, and chains hold them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torchaccel import _native
 from torchaccel.graph.chain import chained, unchain
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
-from torchaccel.graph.trace import fingerprint, trace
-from torchaccel.nn import InputRange, Int8Conv2d, Int8ConvTranspose2d, _chain_builder
+from torchaccel.graph.trace import fingerprint, module_of, trace
+from torchaccel.nn import InputRange, Int8Add, Int8Conv2d, Int8ConvTranspose2d, _chain_builder
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.input_range import spanning
@@ -77,7 +77,25 @@ class Growing(nn.Module):
         return self.last(torch.cat(made, 1))
 
 
-NETS = TinyUNet, Branches, Growing
+class Summing(nn.Module):
+    """LinkNet's: what was activated is added, in place too, and to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 16, stride=2), conv(16, 16)
+        self.grow, self.norm = nn.ConvTranspose2d(16, 8, 2, 2), nn.BatchNorm2d(8)
+        self.d, self.last = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        b = self.b(a)
+        y = torch.relu(self.norm(self.grow(torch.add(b, self.c(b)))))
+        y = y.add_(a)
+        y = torch.relu(y.add(self.d(y)))
+        return self.last(y + y)
+
+
+NETS = TinyUNet, Branches, Growing, Summing
 X = torch.randn(3, 3, 24, 36, generator=torch.Generator().manual_seed(4))
 
 
@@ -97,7 +115,8 @@ def test_an_int8_network_is_one_chain_to_the_bit(kind: type[nn.Module]) -> None:
     apart, fast = assemble(prepared.dense, chosen), assemble(prepared.dense, chosen, chosen.keys())
     (made,) = chains(fast)
     # Only the last layer is not: it gives floats.
-    assert len(chosen) - 1 == len(chained(fast)) and sum(parts_of(n) is not None for n in made.body.graph.nodes) >= 2
+    joined = [n for n in made.body.graph.nodes if parts_of(n) or isinstance(module_of(made.body, n), Int8Add)]
+    assert len(chosen) - 1 == len(chained(fast)) and len(joined) >= 2
     with torch.no_grad():
         near(apart(X), model(X), 0.05)
         for x in (X, X[:1], torch.randn(2, 3, 16, 40)):
@@ -126,13 +145,14 @@ def test_a_float_network_is_one_chain(kind: type[nn.Module]) -> None:
         assert all(plan is not None for plan in made._plans.values())
 
 
+@pytest.mark.parametrize("kind", [TinyUNet, Summing])
 @pytest.mark.parametrize("convert", [all_int8, all_sparse])
-def test_a_file_brings_the_chain_back(convert, tmp_path: Path) -> None:
-    prepared, chosen = convert(net(TinyUNet), X)
+def test_a_file_brings_the_chain_back(convert, kind: type[nn.Module], tmp_path: Path) -> None:
+    prepared, chosen = convert(net(kind), X)
     names = chosen.keys() | names_of(prepared.dense, (DenseConv2d, DenseConvTranspose2d))
     fast = assemble(prepared.dense, chosen, names)
     ta.save(fast, tmp_path / "chained.safetensors")
-    loaded = ta.load(tmp_path / "chained.safetensors", TinyUNet)
+    loaded = ta.load(tmp_path / "chained.safetensors", kind)
     assert len(chains(loaded)) == len(chains(fast)) == 1 and chained(loaded) == chained(fast)
     with torch.no_grad():
         assert torch.equal(loaded(X), fast(X))

@@ -1,0 +1,42 @@
+"""Lifting of additions: those of activations that no convolution takes as its residual become modules."""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import torch
+from torch import fx
+
+from torchaccel.graph.shapes import is_fresh, value_of
+from torchaccel.nn.add import Add
+
+OUT_OF_PLACE = (operator.add, torch.add, "add")
+_ADDITIONS = (*OUT_OF_PLACE, operator.iadd, "add_")
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether a node adds two tensors of one shape and dtype, rather than a number or what is broadcast."""
+    if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
+        return False
+    values = [value_of(a) for a in node.args]
+    return len(values) == 2 and not node.kwargs and values[0] is not None and values[0] == values[1]
+
+
+def lift_addition(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Replace an addition of images by a module, in place, unless it changes a tensor that others may share."""
+    value, (left, right) = value_of(node), node.args
+    assert isinstance(left, fx.Node)
+    if value is None or len(value.shape) != 4 or not value.dtype.is_floating_point:
+        return
+    if node.target not in OUT_OF_PLACE and (len(left.users) > 1 or not is_fresh(graph, left)):
+        return
+    name = f"lifted_{node.name}"
+    if hasattr(graph, name):
+        return
+    graph.add_submodule(name, Add().eval())
+    with graph.graph.inserting_before(node):
+        call = graph.graph.call_module(name, (left, right))
+    call.meta = copy.copy(node.meta)
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
