@@ -16,6 +16,7 @@ from torchaccel.nn import (
     InputRange,
     Int8AdaptiveAvgPool2d,
     Int8Add,
+    Int8AvgPool2d,
     Int8Conv2d,
     Int8ConvTranspose2d,
     Int8MaxPool2d,
@@ -95,8 +96,14 @@ class _Int8Maker(Maker):
         made.set_output(y.scale, y.zero_point, y.dtype)
         return made, y
 
-    def pool(self, layer: Layer) -> nn.Module:
-        return Int8MaxPool2d(*layer.window())
+    def pool(self, layer: Layer, x: Value) -> tuple[nn.Module, InputRange]:
+        assert x.range is not None
+        if not layer.mean:
+            return Int8MaxPool2d(*layer.window()), x.range
+        made, y = Int8AvgPool2d(layer.kernel, layer.stride, layer.padding), self.range(layer.dtype, layer.coarse)
+        made.set_input(x.range.scale, x.range.zero_point, x.range.dtype)
+        made.set_output(y.scale, y.zero_point, y.dtype)
+        return made, y
 
     def average(self, last: Value) -> nn.Module:
         average = Int8AdaptiveAvgPool2d(1)

@@ -30,6 +30,7 @@ class Layer:
     """One layer of a recipe; what does not fit where it stands is left out, or made to fit."""
 
     pool: bool = False
+    mean: bool = False  # of a pool: its average rather than its maximum
     grow: int = 0  # a transposed convolution of such a stride
     back: int = 0  # what it reads: the value so many before the last one
     kernel: Pair = (1, 1)
@@ -79,6 +80,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
     groups = draw(st.sampled_from([1, 1, 1, 2, 4, DEPTHWISE]))
     return Layer(
         pool=draw(st.integers(0, 5)) == 0,
+        mean=draw(st.booleans()),
         grow=draw(st.sampled_from([0] * 8 + [1, 2, 2, 3])),
         back=draw(st.sampled_from([0, 0, 0, 1, 2, 9])),
         kernel=kernel,
@@ -150,8 +152,8 @@ class Maker(ABC):
         """A sum, and the range of its output."""
 
     @abstractmethod
-    def pool(self, layer: Layer) -> nn.Module:
-        """A max-pooling."""
+    def pool(self, layer: Layer, x: Value) -> tuple[nn.Module, InputRange | None]:
+        """A pooling layer, and the range of its output."""
 
     @abstractmethod
     def average(self, last: Value) -> nn.Module:
@@ -172,7 +174,7 @@ class Maker(ABC):
             if not self.values:
                 return
             least = tuple(min(p, k // 2) for p, k in zip(layer.padding, layer.kernel, strict=True))
-            layer = replace(layer, padding=least)
+            layer = replace(layer, padding=least, dilation=(1, 1) if layer.mean else layer.dilation)
         if layer.grow and not layer.pool:
             layer = replace(layer, **_POINT, residual=False, pattern="dense")
         x = self.source(layer)
@@ -183,7 +185,8 @@ class Maker(ABC):
         if min(size) < 1 or max(size) > 40:
             return
         if layer.pool:
-            self.call(self.pool(layer), (x.size[0], *size), x.range, x.node)
+            made, y = self.pool(layer, x)
+            self.call(made, (x.size[0], *size), y, x.node)
         else:
             self.convolve(layer, x, size)
 

@@ -58,8 +58,10 @@ class _FloatMaker(Maker):
     def sum(self, layer: Layer, a: Value, b: Value) -> tuple[nn.Module, None]:
         return Add(layer.activation), None
 
-    def pool(self, layer: Layer) -> nn.Module:
-        return nn.MaxPool2d(*(pair if pair[0] != pair[1] else pair[0] for pair in layer.window()))  # type: ignore[arg-type]
+    def pool(self, layer: Layer, x: Value) -> tuple[nn.Module, None]:
+        if layer.mean:
+            return nn.AvgPool2d(layer.kernel, layer.stride, layer.padding), None
+        return nn.MaxPool2d(*(pair if pair[0] != pair[1] else pair[0] for pair in layer.window())), None  # type: ignore[arg-type]
 
     def average(self, last: Value) -> nn.Module:
         return nn.AdaptiveAvgPool2d(1)
@@ -116,6 +118,8 @@ class _Expecting(fx.Interpreter):
             return self.transposed(module, *args)
         if isinstance(module, Add):
             return self.sum(module, *args)
+        if isinstance(module, nn.AvgPool2d):
+            return self.averages(module, *args)
         return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Expected:
@@ -156,6 +160,13 @@ class _Expecting(fx.Interpreter):
         loose, lost = over(x.loose, torch.ones_like(weight)) > 0, over(x.lost, (weight != 0).double()) > 0
         error = over(x.error, weight**2) + m.in_channels * size**2
         return Expected(_activated(exact, m.activation), error, loose, lost)
+
+    def averages(self, m: nn.AvgPool2d, x: Expected) -> Expected:
+        conv = DenseConv2d(
+            len(x.exact[0]), len(x.exact[0]), m.kernel_size, m.stride, m.padding, groups=len(x.exact[0]), bias=False
+        )
+        conv.weight.data.fill_(1 / conv.weight[0].numel())
+        return self.conv(conv, x)
 
     def sum(self, m: Add, a: Expected, b: Expected) -> Expected:
         exact, error = _activated(a.exact + b.exact, m.activation), a.error + b.error

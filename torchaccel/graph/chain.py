@@ -29,7 +29,7 @@ _STARTS = (*_CONVOLUTIONS, QuantizeInt8)
 _LOADING = (*_STARTS, Add, Int8Add)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
 # Nothing to choose: they go with their neighbours.
-_UNCHOSEN = (QuantizeInt8, Contiguous, Add, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+_UNCHOSEN = (QuantizeInt8, Contiguous, Add, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:

@@ -1,4 +1,7 @@
-"""Folding: BatchNorm into the convolution or linear layer before it, and layers that do nothing in eval mode away."""
+"""Folding: BatchNorm into the convolution or linear layer before it, and layers that do nothing in eval mode away.
+
+A BatchNorm of images that has no such layer before it becomes one itself, which can be exchanged like others.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,17 @@ def _folded(layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Modul
     return None
 
 
+def _as_conv(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Conv2d | None:
+    """A BatchNorm of images as a depthwise convolution, in float32: the shift of a half type would lose digits."""
+    gamma, beta = _affine(norm)
+    if type(norm) is not nn.BatchNorm2d or gamma.dtype != torch.float32:
+        return None
+    channels = norm.num_features
+    conv = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
+    conv.weight, conv.bias = (nn.Parameter(v, requires_grad=False) for v in (gamma.view(-1, 1, 1, 1), beta))
+    return conv.eval()
+
+
 def fold(graph: fx.GraphModule) -> None:
     """Fold in place, after `note_values`. The modules that change are replaced in `graph` by others.
 
@@ -61,19 +75,18 @@ def fold(graph: fx.GraphModule) -> None:
         elif isinstance(module, _BATCH_NORMS) and module.track_running_stats:
             before = node.args[0]
             layer = module_of(graph, before)
-            if layer is None or len(before.users) > 1 or len(nodes_of[before.target]) > 1:
-                continue
-            if has_hooks(layer) or before.target in read or len(before.args) > 1:
-                continue
             value = value_of(before)
             if isinstance(module, nn.BatchNorm1d) and (value is None or len(value.shape) != 2):
                 continue  # of [N, C, L] it normalizes C, while a linear layer ends in L
-            folded = _folded(layer, module)
-            if folded is None:
-                continue
-            set_module(graph, before.target, folded)
-            node.replace_all_uses_with(before)
-            graph.graph.erase_node(node)
+            taken = None
+            if layer is not None and len(before.users) == len(nodes_of[before.target]) == len(before.args) == 1:
+                taken = None if has_hooks(layer) or before.target in read else _folded(layer, module)
+            if taken is not None:
+                set_module(graph, before.target, taken)
+                node.replace_all_uses_with(before)
+                graph.graph.erase_node(node)
+            elif node.target not in read and (conv := _as_conv(module)) is not None:
+                set_module(graph, str(node.target), conv)
     graph.graph.lint()
     graph.delete_all_unused_submodules()
     graph.recompile()

@@ -15,10 +15,16 @@ from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, 
 from torchaccel.nn import _transposed
 from torchaccel.nn.add import Add
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d, DenseLinear
+from torchaccel.nn.scale import DenseScale
 
 LAYERS = (DenseConv2d, DenseConvTranspose2d, DenseLinear)
 Layer = DenseConv2d | DenseConvTranspose2d | DenseLinear
-STRONGEST: dict[type[nn.Module], type[Layer]] = {strongest.plain: strongest for strongest in LAYERS}
+_STRONGEST: dict[type[nn.Module], type[Layer]] = {strongest.plain: strongest for strongest in LAYERS}
+
+
+def strongest_of(layer: nn.Module) -> type[Layer] | None:
+    """The strongest dense form of a plain layer, or None where it has none."""
+    return DenseScale if DenseScale.serves(layer) else _STRONGEST.get(type(layer))
 
 
 def layer_at(model: nn.Module, name: str) -> Layer:
@@ -39,7 +45,7 @@ def strongest_dense(model: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         module = model.get_submodule(name)
         overlapping = isinstance(module, nn.ConvTranspose2d) and _transposed.why_not(module) is not None
-        if (strongest := STRONGEST.get(type(module))) is not None and not overlapping:
+        if (strongest := strongest_of(module)) is not None and not overlapping:
             set_module(model, name, strongest.from_float(module))
 
 

@@ -12,9 +12,12 @@ from torch import fx, nn
 from torchaccel.graph.trace import module_of
 from torchaccel.nn import SparseConv2d
 from torchaccel.nn._int8_conv import Int8Conv
+from torchaccel.nn.add import Add
 from torchaccel.nn.contiguous import Contiguous
+from torchaccel.nn.scale import DenseScale
 
 _CONVOLUTIONS = (nn.Conv2d, Int8Conv, SparseConv2d)
+_KEEPING = (nn.MaxPool2d, Add, DenseScale)  # the layout of their input
 
 
 def _native_on_cpu(module: nn.Module | None) -> bool:
@@ -24,15 +27,16 @@ def _native_on_cpu(module: nn.Module | None) -> bool:
 
 
 def _shaped_by(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """What a value has its layout from: max-pooling keeps that of its input."""
-    while isinstance(module_of(graph, node), nn.MaxPool2d) and isinstance(node.args[0], fx.Node):
+    """What a value has its layout from."""
+    while isinstance(module_of(graph, node), _KEEPING) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def keep_contiguous(graph: fx.GraphModule) -> None:
     """Copy what enters chains of sparse float layers, in place, if most convolutions of the graph are such layers."""
-    convolutions = [node for node in graph.graph.nodes if isinstance(module_of(graph, node), _CONVOLUTIONS)]
+    called = [(node, module_of(graph, node)) for node in graph.graph.nodes]
+    convolutions = [n for n, module in called if isinstance(module, _CONVOLUTIONS) and not isinstance(module, _KEEPING)]
     sparse = [node for node in convolutions if _native_on_cpu(module_of(graph, node))]
     if 2 * len(sparse) <= len(convolutions):
         return

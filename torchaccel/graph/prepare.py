@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torchaccel.graph.chain import unchain
 from torchaccel.graph.connect import disconnect
 from torchaccel.graph.fold import fold
-from torchaccel.graph.fuse import LAYERS, STRONGEST, fuse, layers, reshape_views, strongest_dense
+from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense, strongest_of
 from torchaccel.graph.lift import lift
 from torchaccel.graph.lift_pools import lift_pools, part_pools
 from torchaccel.graph.shapes import note_values
@@ -64,7 +64,9 @@ def _to_float(
     half = next((x.dtype for x in inputs if x.dtype in _HALVES), None)
     for name, module in found.items():
         plain = module.to_float()
-        dense = next(strongest for kind, strongest in STRONGEST.items() if isinstance(plain, kind)).from_float(plain)
+        strongest = strongest_of(plain)
+        assert strongest is not None
+        dense = strongest.from_float(plain)
         dense.fuse_activation(module.activation)
         set_module(model, name, dense if half is None else dense.to(half))
     return {name: copy.deepcopy(module) for name, module in found.items()}
@@ -108,7 +110,7 @@ def _replaced(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collectio
     """The model with its layers in their strongest form, where it runs with them."""
     before = copy.deepcopy(model)
     given = _to_float(model, inputs)
-    names = [name for name, module in model.named_modules() if type(module) in STRONGEST]
+    names = [name for name, module in model.named_modules() if strongest_of(module) is not None]
     strongest_dense(model, [name for name in names if name not in protected])
     names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     if not same_outputs(before, model, inputs, within=_tolerance(inputs, given)):

@@ -30,11 +30,11 @@ def _word(value: float) -> int:
 Conv = SparseConv2d | DenseConv2d | DenseConvTranspose2d
 
 
-def window_of(m: Conv | nn.MaxPool2d) -> Window:
+def window_of(m: Conv | nn.MaxPool2d | nn.AvgPool2d) -> Window:
     if isinstance(m, DenseConvTranspose2d):
         return Window()
     sizes = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
-    return Window(*(pair(type(m).__name__, name, getattr(m, name), least) for name, least in sizes))
+    return Window(*(pair(type(m).__name__, name, getattr(m, name, 1), least) for name, least in sizes))
 
 
 def _group(m: Conv) -> Groups:
@@ -47,10 +47,15 @@ def _group(m: Conv) -> Groups:
     return group(weight, blocks.block_of(m.pattern)[0] % GROUP == 0, window_of(m))
 
 
-def _as_conv(m: Add, channels: int) -> DenseConv2d:
-    """A sum as a depthwise convolution of ones that takes a residual."""
-    conv = DenseConv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
-    conv.weight = nn.Parameter(torch.ones_like(conv.weight), requires_grad=False)
+def _as_conv(m: Add | nn.AvgPool2d, channels: int) -> DenseConv2d:
+    """A sum as a depthwise convolution of ones that takes a residual, or an average as one of its window."""
+    if isinstance(m, Add):
+        conv = DenseConv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
+    else:
+        window = window_of(m)
+        conv = DenseConv2d(channels, channels, *window, groups=channels, bias=False)
+    weight = torch.full_like(conv.weight, 1 / (conv.kernel_size[0] * conv.kernel_size[1]))
+    conv.weight = nn.Parameter(weight, requires_grad=False)
     return conv
 
 
@@ -158,7 +163,7 @@ class FloatBuilder(Builder):
                     self.store(values[node.args[0]])
             else:
                 m, inputs = self.module(node), [values[source] for source in node.args]
-                if isinstance(m, Add):
+                if isinstance(m, Add | nn.AvgPool2d):
                     m = _as_conv(m, inputs[0].planes)
                 if isinstance(m, Conv):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)

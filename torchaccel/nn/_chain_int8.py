@@ -16,7 +16,7 @@ from torchaccel.nn.input_range import InputRange
 from torchaccel.nn.int8_add import Int8Add
 from torchaccel.nn.int8_conv2d import Int8Conv2d
 from torchaccel.nn.int8_conv_transpose2d import Int8ConvTranspose2d
-from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
+from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
 from torchaccel.ops import blocks
@@ -40,7 +40,7 @@ def _word(byte: int) -> int:
     return int.from_bytes(bytes([byte] * 4), "little", signed=True)
 
 
-def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d | Int8Add) -> InputRange:
+def _output_range(module: Int8Conv | Int8AdaptiveAvgPool2d | Int8Add | Int8AvgPool2d) -> InputRange:
     assert module.output_scale is not None and module.output_zero_point is not None
     return InputRange(float(module.output_scale), int(module.output_zero_point), module.output_dtype)
 
@@ -54,14 +54,19 @@ def _filled(values: Tensor, m: Int8Conv, planes: int) -> Tensor:
     return filled.flatten(0, 1)
 
 
-def _as_conv(m: Int8Add, channels: int) -> Int8Conv2d:
-    """A sum as a depthwise convolution of ones that takes a residual."""
-    given, added, asked = m.input_range(), m.residual_range, _output_range(m)
+def _as_conv(m: Int8Add | Int8AvgPool2d, channels: int) -> Int8Conv2d:
+    """A sum as a depthwise convolution of ones that takes a residual, or an average as one of its window."""
+    given, asked = m.input_range(), _output_range(m)
     assert given is not None
-    conv = Int8Conv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
+    if isinstance(m, Int8Add):
+        added = m.residual_range
+        conv = Int8Conv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
+        conv.set_residual(added.scale, added.zero_point, added.dtype)
+    else:
+        conv = Int8Conv2d(channels, channels, m.kernel_size, m.stride, m.padding, groups=channels, bias=False)
+        conv.scale = torch.reciprocal(torch.full_like(conv.scale, conv.kernel_size[0] * conv.kernel_size[1]))
     conv.weight.fill_(1)
     conv.set_input(given.scale, given.zero_point, given.dtype)
-    conv.set_residual(added.scale, added.zero_point, added.dtype)
     conv.set_output(asked.scale, asked.zero_point, asked.dtype)
     conv.pack()
     return conv
@@ -221,7 +226,7 @@ class Int8Builder(Builder):
             if isinstance(m, Int8MaxPool2d):
                 values[node] = values[source]._replace(plane=self.max_pool(m, values[source].plane))
                 continue
-            assert isinstance(m, Int8AdaptiveAvgPool2d | Int8Add | Int8Conv)
+            assert isinstance(m, Int8AdaptiveAvgPool2d | Int8AvgPool2d | Int8Add | Int8Conv)
             given = m.input_range()
             assert given is not None
             x = read(source, given)
@@ -231,9 +236,11 @@ class Int8Builder(Builder):
                 self.average(m, x.plane, x.channels)
                 continue
             if isinstance(m, Int8Add):
-                residuals, m = [read(a, m.residual_range) for a in added], _as_conv(m, x.channels)
+                residuals = [read(a, m.residual_range) for a in added]
             else:
                 residuals = [values[a] for a in added]
+            if not isinstance(m, Int8Conv):
+                m = _as_conv(m, x.channels)
             require(m.in_channels == x.channels, "a convolution reads other channels")
             made = self.conv(m, x.plane, *(residual.plane for residual in residuals))
             values[node] = _Value(made, m.out_channels, m.output_dtype)

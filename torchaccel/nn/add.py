@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchaccel.nn._activate import activate_
 from torchaccel.ops import _check
-
-# The sum is nobody else's yet.
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": torch.relu_,
-    "relu6": partial(F.relu6, inplace=True),
-    "gelu": F.gelu,
-    "silu": partial(F.silu, inplace=True),
-}
 
 
 class Add(nn.Module):
@@ -40,7 +27,7 @@ class Add(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        return _IN_PLACE[self.activation](input + other)
+        return activate_(input + other, self.activation)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

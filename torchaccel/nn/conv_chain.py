@@ -17,7 +17,7 @@ from torchaccel.nn.add import Add
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.int8_add import Int8Add
-from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8MaxPool2d
+from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import _check, has_kernel
@@ -31,23 +31,36 @@ TOGETHER = {torch.int8: 8, torch.float32: 4}
 """Images that a thread takes together at most, by the type of the weights: more of float32 would leave L3."""
 
 
+_FLOATS = (
+    SparseConv2d, DenseConv2d, DenseConvTranspose2d, Add, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, Contiguous,
+)  # fmt: skip
+
+
 def in_float(module: nn.Module | None) -> bool:
     """Whether a layer that a chain takes is one of float32 rather than int8; no chain has both."""
-    floats = SparseConv2d | DenseConv2d | DenseConvTranspose2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | Contiguous | Add
-    return isinstance(module, floats)
+    return isinstance(module, _FLOATS)
+
+
+def _averages_whole_windows(pool: nn.AvgPool2d | Int8AvgPool2d) -> bool:
+    """Whether each average is of as many places, counting the padding."""
+    return not pool.ceil_mode and (pool.count_include_pad or pool.padding in (0, (0, 0), [0, 0]))
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
-    """Whether a layer can be part of a chain: a convolution, transposed too, a sum, max-pooling, or the last average.
+    """Whether a layer can be part of a chain: a convolution, transposed too, a sum, pooling, or the average at the end.
 
     Args:
-        connected: whether an int8 convolution or sum must give int8 already.
+        connected: whether int8 layers must give int8 already.
     """
     if isinstance(module, QuantizeInt8 | Contiguous):
         return True
     if isinstance(module, Int8Conv):
         ready = not connected or module.output_dtype in _check.INT8
         return ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
+    if isinstance(module, Int8AvgPool2d):
+        return (not connected or module.output_dtype in _check.INT8) and _averages_whole_windows(module)
+    if isinstance(module, nn.AvgPool2d):
+        return module.divisor_override is None and _averages_whole_windows(module)
     if isinstance(module, Int8Add):
         ready = not connected or module.output_dtype in _check.INT8
         return ready and module.activation in _chain_plan.ACTIVATIONS

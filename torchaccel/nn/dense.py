@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
+from torchaccel.nn._activate import activate_
+
 _ONEDNN: dict[str, tuple[str, list[float], str]] = {
     "none": ("none", [], ""),
     "relu": ("relu", [], ""),
@@ -82,7 +82,7 @@ class _Dense(nn.Module):
         )
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
-        return _FUNCTIONS[self.activation](y if residual is None else y + residual)
+        return activate_(y if residual is None else y + residual, self.activation)
 
 
 class DenseConv2d(_Dense, nn.Conv2d):
