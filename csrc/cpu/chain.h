@@ -54,6 +54,7 @@ struct ChainStep {
   // Rows and columns of y that an output of a convolution becomes: its planes are those of y for the first of these
   // places, then for the next one to its right, and so on. y_pitch is from a row of outputs to the next.
   int64_t spread;
+  int64_t activation;  // an `Activation` that is more than bounds, or 0
 };
 
 // Quads of neighbouring taps that a row of a kernel and some neighbouring outputs read, and how many outputs that are.

@@ -5,7 +5,7 @@
 // inputs stay in L1; the sums of a slab of channels wait in L2 meanwhile.
 #pragma once
 
-#include "epilogue.inl"
+#include "chain_curve.inl"
 #include "sparse_steps.inl"
 
 // A tile of a row, of one slab of output channels.
@@ -94,6 +94,10 @@ static void chain_conv_f32(const ChainStep& s, const ChainData& d, int64_t begin
                         d.arena + s.y + row * s.y_pitch + 64 * s.spread * column, task % slabs, 0};
       if (s.residual >= 0) t.residual = d.arena + s.residual + row * s.residual_pitch + 64 * column;
       for (; t.chunk < s.chunks; ++t.chunk) groups(s, d, t);
+      if (s.activation != 0) {
+        const int64_t first = t.slab * kChainSlab, after = first + kChainSlab;
+        chain_curve_f32(s, t.y, first, after < s.planes ? after : s.planes, next - column);
+      }
     }
   }
 }

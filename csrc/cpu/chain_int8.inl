@@ -10,7 +10,7 @@
 
 // Four channels, each over its own blocks: as soon as a channel's sums are known they become steps, in registers. Two
 // sets of few accumulators hide the latency of a product.
-template <int V, int kAcross, bool kResidual>
+template <int V, int kAcross, ChainFinish kFinish>
 static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* values, const int32_t* offsets,
                       const int32_t* rows) {
   constexpr int kSets = V <= 4 && 2 * V <= kAccumulators ? 2 : 1;
@@ -49,7 +49,7 @@ static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* val
     TORCHACCEL_UNROLL for (int v = 0; v < V; ++v) {
       const I32 sum = kSets == 2 ? i32_add(sums[0][v], sums[kSets - 1][v]) : sums[0][v];
       const X added = x_load(t.residual + 64 * v);
-      const I32 steps = chain_steps<kResidual>(out, sum, scale, bias, added, which);
+      const I32 steps = chain_steps<kFinish>(out, sum, scale, bias, added, which);
       if (c % 2 == 0) {
         even[v] = steps;
       } else if (c == 1) {
@@ -62,7 +62,7 @@ static void chain_1x4(const ChainTile& t, const ChainOut& out, const int8_t* val
 }
 
 // Four channels over the same blocks.
-template <int V, int kAcross, bool kResidual>
+template <int V, int kAcross, ChainFinish kFinish>
 static void chain_4x4(const ChainTile& tile, const ChainOut& given, const int8_t* values, const int32_t* offsets,
                       int64_t count) {
   // Copies: a store of bytes might change what a reference leads to.
@@ -89,26 +89,34 @@ static void chain_4x4(const ChainTile& tile, const ChainOut& given, const int8_t
     const X added = x_load(t.residual + 64 * v);
     I32 steps[4];
     TORCHACCEL_UNROLL for (int c = 0; c < 4; ++c) {
-      steps[c] = chain_steps<kResidual>(out, sums[c][v], scale[c], bias[c], added, w_splat(1 << 8 * c));
+      steps[c] = chain_steps<kFinish>(out, sums[c][v], scale[c], bias[c], added, w_splat(1 << 8 * c));
     }
     chain_store(out, t.y + y_across * v, pair(steps[0], steps[1]), pair(steps[2], steps[3]));
   }
 }
 
 // V vectors of a plane.
-template <int kBlockRows, int V, int kAcross, bool kResidual>
+template <int kBlockRows, int V, int kAcross, ChainFinish kFinish>
 TORCHACCEL_INLINE void chain_vectors(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
                                      int64_t plane) {
   const int8_t* values = static_cast<const int8_t*>(d.values) + s.values;
   const int32_t *offsets = d.indices + s.offsets, *rows = d.indices + s.row_offsets;
   if (kBlockRows == 1) {
-    chain_1x4<V, kAcross, kResidual>(t, out, values, offsets, rows + 4 * plane);
+    chain_1x4<V, kAcross, kFinish>(t, out, values, offsets, rows + 4 * plane);
   } else if (s.block_rows == 4) {
     const int64_t from = rows[plane];
-    chain_4x4<V, kAcross, kResidual>(t, out, values + 16 * from, offsets + from, rows[plane + 1] - from);
+    chain_4x4<V, kAcross, kFinish>(t, out, values + 16 * from, offsets + from, rows[plane + 1] - from);
   } else {
-    chain_4x4<V, kAcross, kResidual>(t, out, values + 16 * s.blocks * plane, offsets, s.blocks);
+    chain_4x4<V, kAcross, kFinish>(t, out, values + 16 * s.blocks * plane, offsets, s.blocks);
   }
+}
+
+template <int kBlockRows, int V, ChainFinish kFinish>
+TORCHACCEL_INLINE void chain_vectors(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
+                                     int64_t plane) {
+  const bool adjacent = t.across == 64 && t.y_across == 64;
+  adjacent ? chain_vectors<kBlockRows, V, 64, kFinish>(s, d, t, out, plane)
+           : chain_vectors<kBlockRows, V, 0, kFinish>(s, d, t, out, plane);
 }
 
 // `vectors` of a plane, V or fewer.
@@ -118,14 +126,9 @@ static void chain_vectors(const ChainStep& s, const ChainData& d, const ChainTil
   if constexpr (V > 1) {
     if (vectors < V) return chain_vectors<kBlockRows, V - 1>(s, d, t, out, plane, vectors);
   }
-  const bool adjacent = t.across == 64 && t.y_across == 64;
-  if (s.residual >= 0) {
-    adjacent ? chain_vectors<kBlockRows, V, 64, true>(s, d, t, out, plane)
-             : chain_vectors<kBlockRows, V, 0, true>(s, d, t, out, plane);
-  } else {
-    adjacent ? chain_vectors<kBlockRows, V, 64, false>(s, d, t, out, plane)
-             : chain_vectors<kBlockRows, V, 0, false>(s, d, t, out, plane);
-  }
+  if (s.activation != 0) return chain_vectors<kBlockRows, V, ChainFinish::kCurved>(s, d, t, out, plane);
+  if (s.residual >= 0) return chain_vectors<kBlockRows, V, ChainFinish::kResidual>(s, d, t, out, plane);
+  chain_vectors<kBlockRows, V, ChainFinish::kPlain>(s, d, t, out, plane);
 }
 
 // A tile of a plane, in parts that registers hold.
@@ -152,6 +155,8 @@ static void chain_conv_int8(const ChainStep& s, const ChainData& d, int64_t begi
   out.zero_point = pair_splat(static_cast<int32_t>(s.zero_point));
   out.residual_scale = f32_splat(floats[3]);
   out.residual_shift = i32_splat(static_cast<int32_t>(-s.residual_zero_point));
+  out.activation = static_cast<Activation>(s.activation);
+  out.adds = s.residual >= 0;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t tile = task / s.planes, plane = task % s.planes, row = tile / parts, part = tile % parts;
     const int64_t first = s.columns * part / parts, vectors = s.columns * (part + 1) / parts - first;

@@ -2,7 +2,7 @@
 // the four bytes of a place.
 #pragma once
 
-#include "epilogue.inl"
+#include "chain_curve.inl"
 #include "unroll.h"
 
 struct ChainTile {
@@ -13,6 +13,10 @@ struct ChainTile {
   int64_t y_across;
 };
 
+// What lies between a sum and its requantization: `kCurved` for an activation that is more than bounds, after a residual
+// where there is one.
+enum class ChainFinish { kPlain, kResidual, kCurved };
+
 // What requantizes four channels.
 struct ChainOut {
   const int32_t* starts;
@@ -20,14 +24,19 @@ struct ChainOut {
   F32 inverse, residual_scale;
   I32 residual_shift;
   Pair low, high, zero_point;  // of steps
+  Activation activation;       // of kCurved
+  bool adds;
 };
 
 // The steps from the zero point of sums of one channel: (float(sum) * scale + bias + residual) / scale_out. The plan
-// makes sure that they fit an int32, and activations are bounds of steps.
-template <bool kResidual>
+// makes sure that they fit an int32, and most activations are bounds of steps.
+template <ChainFinish kFinish>
 TORCHACCEL_INLINE I32 chain_steps(const ChainOut& out, I32 sum, F32 scale, F32 bias, X added, W which) {
   F32 y = f32_add(f32_mul(f32_of(sum), scale), bias);
-  if (kResidual) y = f32_add(y, f32_mul(f32_of(dot4(out.residual_shift, added, which)), out.residual_scale));
+  if (kFinish == ChainFinish::kResidual || (kFinish == ChainFinish::kCurved && out.adds)) {
+    y = f32_add(y, f32_mul(f32_of(dot4(out.residual_shift, added, which)), out.residual_scale));
+  }
+  if (kFinish == ChainFinish::kCurved) y = chain_curve(out.activation, y);
   return i32_round(f32_mul(y, out.inverse));
 }
 

@@ -11,7 +11,7 @@
 #ifdef TORCHACCEL_QUADS
 
 // The first `count`, at most kNow, of kOutputs neighbouring outputs of a plane; what others read need not exist.
-template <int kOfRow, int kOutputs, int kNow>
+template <int kOfRow, int kOutputs, int kNow, ChainFinish kFinish>
 TORCHACCEL_INLINE void chain_quads(int64_t rows, const int32_t* offsets, const int8_t* values, const uint8_t* x,
                                    const ChainOut& out, F32 scale, F32 bias, I32 start, uint8_t* y, int64_t count) {
   I32 sums[kNow][4];
@@ -31,14 +31,16 @@ TORCHACCEL_INLINE void chain_quads(int64_t rows, const int32_t* offsets, const i
   TORCHACCEL_UNROLL for (int o = 0; o < kNow; ++o) {
     if (o >= count) break;
     I32 steps[4];
-    TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) steps[k] = chain_steps<false>(out, sums[o][k], scale, bias, X(), W());
+    TORCHACCEL_UNROLL for (int k = 0; k < 4; ++k) {
+      steps[k] = chain_steps<kFinish>(out, sums[o][k], scale, bias, X(), W());
+    }
     const Pair first = pair(steps[0], steps[1]), last = pair(steps[2], steps[3]);
     i32_store(reinterpret_cast<int32_t*>(y + 64 * o),
               i32_bytes_of_quads(first, last, out.low, out.high, out.zero_point));
   }
 }
 
-template <int kOfRow, int kOutputs, int kRows>
+template <int kOfRow, int kOutputs, int kRows, ChainFinish kFinish>
 static void chain_quads_of_tile(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& given,
                                 int64_t plane, int64_t vectors) {
   const ChainOut out = given;  // a copy: a store of bytes might change what a reference leads to
@@ -52,13 +54,20 @@ static void chain_quads_of_tile(const ChainStep& s, const ChainData& d, const Ch
   const I32 start = i32_quad(out.starts);
   int64_t v = 0;
   for (; v + kOutputs / 2 < vectors; v += kOutputs) {
-    chain_quads<kOfRow, kOutputs, kOutputs>(rows, offsets, values, x + 64 * v, out, scale, bias, start, y + 64 * v,
-                                            vectors - v);
+    chain_quads<kOfRow, kOutputs, kOutputs, kFinish>(rows, offsets, values, x + 64 * v, out, scale, bias, start,
+                                                     y + 64 * v, vectors - v);
   }
   if (v < vectors) {
-    chain_quads<kOfRow, kOutputs, kOutputs / 2>(rows, offsets, values, x + 64 * v, out, scale, bias, start, y + 64 * v,
-                                                vectors - v);
+    chain_quads<kOfRow, kOutputs, kOutputs / 2, kFinish>(rows, offsets, values, x + 64 * v, out, scale, bias, start,
+                                                         y + 64 * v, vectors - v);
   }
+}
+
+template <int kOfRow, int kOutputs, int kRows>
+static void chain_quads_of_tile(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
+                                int64_t plane, int64_t vectors) {
+  (s.activation != 0 ? chain_quads_of_tile<kOfRow, kOutputs, kRows, ChainFinish::kCurved>
+                     : chain_quads_of_tile<kOfRow, kOutputs, kRows, ChainFinish::kPlain>)(s, d, t, out, plane, vectors);
 }
 
 // A tile of a plane, if it has such weights.

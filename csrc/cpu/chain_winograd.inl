@@ -145,6 +145,7 @@ template <int kTaps, int V>
 static void winograd_finish(const ChainStep& s, const ChainData& d, int64_t slab, int64_t first) {
   const float* bias = d.floats + s.floats + 2;
   const F32 low = f32_splat(bias[-2]), high = f32_splat(bias[-1]);
+  const Activation curve = static_cast<Activation>(s.activation);
   const int64_t strips = s.x_pitch / 64, begin = slab * kChainWinogradSlab;
   const int64_t end = begin + kChainWinogradSlab < s.planes ? begin + kChainWinogradSlab : s.planes;
   for (int64_t channel = begin; channel < end; ++channel) {
@@ -160,7 +161,8 @@ static void winograd_finish(const ChainStep& s, const ChainData& d, int64_t slab
       TORCHACCEL_UNROLL for (int i = 0; i < 4; ++i) {
         if (i >= count) continue;
         if (s.residual >= 0) y[i] = f32_add(y[i], f32_load(reinterpret_cast<const float*>(residual + 64 * i)));
-        f32_store(reinterpret_cast<float*>(to + 64 * i), f32_min(high, f32_max(low, y[i])));
+        const F32 bounded = f32_min(high, f32_max(low, y[i]));
+        f32_store(reinterpret_cast<float*>(to + 64 * i), s.activation == 0 ? bounded : chain_curve(curve, bounded));
       }
     }
   }

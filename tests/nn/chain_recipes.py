@@ -14,12 +14,14 @@ from torch import Tensor, fx, nn
 
 from torchaccel.nn import InputRange
 from torchaccel.ops import blocks
+from torchaccel.ops._chain_step import CURVES
 
 Pair = tuple[int, int]
 Size = tuple[int, int, int]
 Window = tuple[Pair, Pair, Pair, Pair]
 INT8 = (torch.uint8, torch.int8)
 PATTERNS = "dense", "1x4", "1x4", "4x4", "4x4", "16x1", "unstructured"
+ACTIVATIONS = "none", "none", "relu", "relu", "relu6", "relu6", "gelu", "silu"
 CHANNELS = 16, 8, 3, 4, 7, 12, 18, 40
 DEPTHWISE = 1 << 10
 MOST_CHANNELS = 400
@@ -48,6 +50,10 @@ class Layer:
     joined: int = 0  # how many other values of its size are concatenated with its output
     dtype: torch.dtype = torch.uint8
     coarse: int = 5  # about how many bits of the output's range its values fill, up to some that saturate
+
+    @property
+    def curved(self) -> bool:
+        return self.activation in CURVES
 
     def window(self) -> Window:
         return self.kernel, self.stride, self.padding, self.dilation
@@ -91,7 +97,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
         groups=groups,
         pattern=draw(st.sampled_from(patterns)) if groups == 1 else "dense",
         density=draw(st.sampled_from([0.3, 0.0, 1.0])),
-        activation=draw(st.sampled_from(["none", "relu", "relu6"])),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
         bias=draw(st.booleans()),
         residual=draw(st.booleans()),
         summed=draw(st.integers(0, 3)) == 0,

@@ -14,7 +14,7 @@ from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, l
 from torchaccel.nn import SparseConv2d, _chain_float
 from torchaccel.nn.add import Add
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
-from torchaccel.ops._chain_step import SLAB
+from torchaccel.ops._chain_step import CURVES, SLAB
 from torchaccel.ops._winograd import OUTPUTS
 from torchaccel.testing import assert_exact_enough
 
@@ -105,6 +105,8 @@ def _spread(x: Tensor, stride: Pair, together: int) -> Tensor:
 
 
 def _activated(y: Tensor, activation: str) -> Tensor:
+    if activation in CURVES:
+        return F.silu(y) if activation == "silu" else F.gelu(y)
     bounds = {"none": (-math.inf, math.inf), "relu": (0, math.inf), "relu6": (0, 6)}[activation]
     return y.clamp(*bounds)
 

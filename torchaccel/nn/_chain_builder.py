@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from torchaccel.nn._chain_layout import LINE, Area, Entry, Grid, Pair, Plane, Window, best_grid, fit
-from torchaccel.ops._chain_step import Kind, Step
+from torchaccel.ops._chain_step import CURVES, Kind, Step
 
 LATE_BYTES = 256 << 10
 """Weights of one step, a quarter of a usual L2."""
@@ -25,8 +25,9 @@ AHEAD = 8
 """Offsets that kernels read, and do not use, behind those of a step."""
 MOST_BYTES = 2**31
 """Offsets are kept in 32 bits."""
-ACTIVATIONS = {"none": (-torch.inf, torch.inf), "relu": (0.0, torch.inf), "relu6": (0.0, 6.0)}
-"""The least and greatest output of those that a chain fuses."""
+_ALL = -torch.inf, torch.inf
+ACTIVATIONS = {"none": _ALL, "relu": (0.0, torch.inf), "relu6": (0.0, 6.0), **dict.fromkeys(CURVES, _ALL)}
+"""The least and greatest output of those that a chain fuses, but for what a curve does."""
 
 
 class UnplannableError(Exception):

@@ -19,7 +19,7 @@ from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
 from torchaccel.ops import blocks
-from torchaccel.ops._chain_step import TILE, Kind, Step
+from torchaccel.ops._chain_step import CURVES, TILE, Kind, Step
 
 
 def _word(value: float) -> int:
@@ -85,6 +85,7 @@ class FloatBuilder(Builder):
         entry = self.windowed(Step(Kind.CONV, tile=TILE), x, m.out_channels, window, 0, spread)
         step, y = entry.step, entry.y
         assert y is not None
+        step.activation = CURVES.get(m.activation, 0)
         if residual is not None:
             require((residual.planes, residual.h, residual.w) == (y.planes, y.h, y.w), "a residual has another size")
             entry.residual = residual

@@ -20,7 +20,7 @@ from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8Ma
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
 from torchaccel.ops import blocks
-from torchaccel.ops._chain_step import Kind, Step
+from torchaccel.ops._chain_step import CURVES, Kind, Step
 
 TILES = {1: 8, 4: 15, 0: 15}
 """Vectors of a tile by the rows of a block: what registers hold with AVX-512, once or three times."""
@@ -110,7 +110,7 @@ class Int8Builder(Builder):
             window, spread = Window(), m.kernel_size[0]
         entry = self.windowed(step, x, -(-m.out_channels // 4), window, byte_zero_point(asked), spread)
         entry.residual, entry.padding = residual, _word(x.zero_point)
-        step.zero_point = byte_zero_point(asked)
+        step.zero_point, step.activation = byte_zero_point(asked), CURVES.get(m.activation, 0)
         step.floats, step.starts = self._requantization(m, step.planes), self._starts(m, step.planes)
         block = blocks.block_of(m.pattern) if isinstance(m, SparseInt8Conv2d) else None
         if isinstance(m, SparseInt8Conv2d) and block in ((1, 4), (4, 4)):

@@ -8,8 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from torchaccel.ops import _winograd
-from torchaccel.ops._chain_step import LANES, SLAB, Kind, Step
+from torchaccel.ops import _epilogue, _winograd
+from torchaccel.ops._chain_step import CURVES, LANES, SLAB, Kind, Step
+
+
+def _curved(s: Step, y: Tensor) -> Tensor:
+    """The step's activation, where it is more than bounds."""
+    return next((_epilogue.activate(y, name) for name, code in CURVES.items() if code == s.activation), y)
 
 
 class Machine:
@@ -138,14 +143,14 @@ class Machine:
         if s.residual >= 0:
             added = self._added(s).to(torch.int32) - s.residual_zero_point
             y = y + added.to(torch.float32) * residual_scale
-        return ((y * inverse).round().clamp(low, high) + s.zero_point).clamp(0, 255)
+        return ((_curved(s, y) * inverse).round().clamp(low, high) + s.zero_point).clamp(0, 255)
 
     def _float_outputs(self, s: Step) -> Tensor:
         low, high = self.floats[s.floats : s.floats + 2]
         y = self._sums(s) + self.floats[s.floats + 2 : s.floats + 2 + s.planes]
         if s.residual >= 0:
             y = y + self._added(s)
-        return y.to(torch.float32).clamp(low, high)
+        return _curved(s, y.to(torch.float32).clamp(low, high))
 
     def transform(self, s: Step) -> None:
         _, b, _ = _winograd.matrices(s.points - _winograd.OUTPUTS + 1)
@@ -178,7 +183,7 @@ class Machine:
             y = y + self._added(block).permute(3, 0, 1, 2)
         low, high = self.floats[s.floats : s.floats + 2]
         at = self._vectors(block, s.y, s.y_plane, s.y_pitch)
-        self.places[at] = y.to(torch.float32).clamp(low, high).unsqueeze(-1)
+        self.places[at] = _curved(s, y.to(torch.float32).clamp(low, high)).unsqueeze(-1)
 
     def max_pool(self, s: Step) -> None:
         taps = self.indices[s.offsets : s.offsets + s.blocks] // 4

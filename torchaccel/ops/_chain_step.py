@@ -33,6 +33,10 @@ class Kind(IntEnum):
     WINOGRAD = 8
 
 
+CURVES = {"gelu": 3, "silu": 4}
+"""Activations that are more than bounds, as `Activation` in csrc/cpu/kernels.h numbers them."""
+
+
 @dataclass
 class Step:
     """One step of a plan; the fields and their order are those of `ChainStep` in csrc/cpu/chain.h."""
@@ -87,6 +91,7 @@ class Step:
     kernel_h: int = 0
     kernel_w: int = 0
     spread: int = 1
+    activation: int = 0
 
     def ints(self) -> tuple[int, ...]:
         return astuple(self)
