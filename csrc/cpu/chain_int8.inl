@@ -119,6 +119,13 @@ TORCHACCEL_INLINE void chain_vectors(const ChainStep& s, const ChainData& d, con
            : chain_vectors<kBlockRows, V, 0, kFinish>(s, d, t, out, plane);
 }
 
+// Apart, so that the others are inlined as if it were not there.
+template <int kBlockRows, int V>
+static __attribute__((noinline)) void chain_curved_vectors(const ChainStep& s, const ChainData& d, const ChainTile& t,
+                                                           const ChainOut& out, int64_t plane) {
+  chain_vectors<kBlockRows, V, ChainFinish::kCurved>(s, d, t, out, plane);
+}
+
 // `vectors` of a plane, V or fewer.
 template <int kBlockRows, int V>
 static void chain_vectors(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
@@ -126,7 +133,7 @@ static void chain_vectors(const ChainStep& s, const ChainData& d, const ChainTil
   if constexpr (V > 1) {
     if (vectors < V) return chain_vectors<kBlockRows, V - 1>(s, d, t, out, plane, vectors);
   }
-  if (s.activation != 0) return chain_vectors<kBlockRows, V, ChainFinish::kCurved>(s, d, t, out, plane);
+  if (s.activation != 0) return chain_curved_vectors<kBlockRows, V>(s, d, t, out, plane);
   if (s.residual >= 0) return chain_vectors<kBlockRows, V, ChainFinish::kResidual>(s, d, t, out, plane);
   chain_vectors<kBlockRows, V, ChainFinish::kPlain>(s, d, t, out, plane);
 }

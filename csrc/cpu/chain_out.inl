@@ -13,8 +13,8 @@ struct ChainTile {
   int64_t y_across;
 };
 
-// What lies between a sum and its requantization: `kCurved` for an activation that is more than bounds, after a residual
-// where there is one.
+// What lies between a sum and its requantization: `kCurved` for an activation that is more than bounds, after a
+// residual where there is one.
 enum class ChainFinish { kPlain, kResidual, kCurved };
 
 // What requantizes four channels.

@@ -66,8 +66,11 @@ static void chain_quads_of_tile(const ChainStep& s, const ChainData& d, const Ch
 template <int kOfRow, int kOutputs, int kRows>
 static void chain_quads_of_tile(const ChainStep& s, const ChainData& d, const ChainTile& t, const ChainOut& out,
                                 int64_t plane, int64_t vectors) {
-  (s.activation != 0 ? chain_quads_of_tile<kOfRow, kOutputs, kRows, ChainFinish::kCurved>
-                     : chain_quads_of_tile<kOfRow, kOutputs, kRows, ChainFinish::kPlain>)(s, d, t, out, plane, vectors);
+  if (s.activation != 0) {
+    chain_quads_of_tile<kOfRow, kOutputs, kRows, ChainFinish::kCurved>(s, d, t, out, plane, vectors);
+  } else {
+    chain_quads_of_tile<kOfRow, kOutputs, kRows, ChainFinish::kPlain>(s, d, t, out, plane, vectors);
+  }
 }
 
 // A tile of a plane, if it has such weights.
