@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -18,6 +19,10 @@ def _conv_bn(
 ) -> list[nn.Module]:
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(out_channels), act(inplace=True)]  # type: ignore[call-arg]
+
+
+def _named(layers: dict[str, nn.Module]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
 
 
 class InvertedResidual(nn.Module):
@@ -86,6 +91,93 @@ class VGG16(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
+class DenseLayer(nn.Module):
+    """Normalize all that was made before, then a 1x1 and a 3x3 convolution, whose output joins it."""
+
+    def __init__(self, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
+        self.conv1, self.norm2, self.relu2 = _conv_bn(in_channels, 4 * growth, 1)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x))))))
+        return torch.cat((x, made), 1)
+
+
+class DenseNet121(nn.Module):
+    """Huang et al., 2016 (arXiv:1608.06993): each layer reads all that were made before it."""
+
+    DEPTHS, GROWTH = (6, 12, 24, 16), 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = 64
+        layers: dict[str, nn.Module] = dict(zip(("conv0", "norm0", "relu0"), _conv_bn(3, channels, 7, 2), strict=True))
+        layers["pool0"] = nn.MaxPool2d(3, 2, 1)
+        for i, depth in enumerate(self.DEPTHS, 1):
+            block = {f"denselayer{n + 1}": DenseLayer(channels + n * self.GROWTH, self.GROWTH) for n in range(depth)}
+            layers[f"denseblock{i}"] = _named(block)
+            channels += depth * self.GROWTH
+            if i < len(self.DEPTHS):
+                layers[f"transition{i}"] = self._transition(channels)
+                channels //= 2
+        self.features = _named({**layers, f"norm{len(self.DEPTHS) + 1}": nn.BatchNorm2d(channels)})
+        self.classifier = nn.Linear(channels, CLASSES)
+
+    @staticmethod
+    def _transition(channels: int) -> nn.Sequential:
+        conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        return _named({"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU(True), "conv": conv, "pool": nn.AvgPool2d(2)})
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, 1000]
+        y = nn.functional.relu(self.features(x), inplace=True)
+        return self.classifier(nn.functional.adaptive_avg_pool2d(y, 1).flatten(1))
+
+
+class CSPBlock(nn.Module):
+    """Residual blocks on one half of the channels, joined by the other half (Wang et al., 2019, arXiv:1911.11929)."""
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.first, self.beside = (nn.Sequential(*_conv_bn(channels, half, 1, act=nn.SiLU)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*_conv_bn(half, half, 1, act=nn.SiLU), *_conv_bn(half, half, 3, act=nn.SiLU))
+            for _ in range(depth)
+        )
+        self.last = nn.Sequential(*_conv_bn(channels, channels, 1, act=nn.SiLU))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        for block in self.blocks:
+            y = y + block(y)
+        return self.last(torch.cat((y, self.beside(x)), 1))
+
+
+class CSPDarknet(nn.Module):
+    """The backbone of YOLOv5s up to its pooling of several sizes, all SiLU, with a classifier behind it."""
+
+    WIDTHS, DEPTHS = (64, 128, 256, 512), (1, 2, 3, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = _conv_bn(3, 32, 3, 2, act=nn.SiLU)
+        for before, width, depth in zip((32, *self.WIDTHS), self.WIDTHS, self.DEPTHS, strict=False):
+            layers += [*_conv_bn(before, width, 3, 2, act=nn.SiLU), CSPBlock(width, depth)]
+        self.features = nn.Sequential(*layers)
+        half = self.WIDTHS[-1] // 2
+        self.narrow = nn.Sequential(*_conv_bn(2 * half, half, 1, act=nn.SiLU))
+        self.pool, self.wide = nn.MaxPool2d(5, 1, 2), nn.Sequential(*_conv_bn(4 * half, 2 * half, 1, act=nn.SiLU))
+        self.classifier = nn.Linear(2 * half, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, 1000]
+        pooled = [self.narrow(self.features(x))]
+        for _ in range(3):
+            pooled.append(self.pool(pooled[-1]))
+        return self.classifier(self.wide(torch.cat(pooled, 1)).mean((2, 3)))
+
+
 class UNet(nn.Module):
     """Ronneberger et al., 2015 (arXiv:1505.04597), padded, with BatchNorm and half its width: a mask as large as the
     image, by transposed convolutions and what the way down had at each size."""
@@ -121,6 +213,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": partial(resnet50, 3, CLASSES),
     "mobilenet_v2": MobileNetV2,
     "vgg16": VGG16,
+    "densenet121": DenseNet121,
+    "cspdarknet": CSPDarknet,
     "unet": UNet,
 }
 

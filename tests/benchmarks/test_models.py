@@ -19,7 +19,13 @@ from models import MODELS
 from torchaccel.compress.patterns import PATTERNS
 
 # Parameters of torchvision 0.25's networks with 1000 classes.
-PARAMETERS = {"resnet18": 11689512, "resnet50": 25557032, "mobilenet_v2": 3504872, "vgg16": 138357544}
+PARAMETERS = {
+    "resnet18": 11689512,
+    "resnet50": 25557032,
+    "mobilenet_v2": 3504872,
+    "vgg16": 138357544,
+    "densenet121": 7978856,
+}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -28,8 +34,17 @@ def test_has_torchvisions_parameters(name: str) -> None:
         model = MODELS[name]()
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
         assert model.eval()(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
-    last = {"mobilenet_v2": "classifier.1.bias", "vgg16": "classifier.6.bias"}.get(name, "fc.bias")
+    classifiers = {"mobilenet_v2": "classifier.1", "vgg16": "classifier.6", "densenet121": "classifier"}
+    last = f"{classifiers.get(name, 'fc')}.bias"
     assert list(model.state_dict())[-1] == last
+
+
+def test_cspdarknet_is_all_silu() -> None:
+    with torch.device("meta"):
+        model = MODELS["cspdarknet"]().eval()
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
+    kinds = [type(m) for m in model.modules()]
+    assert kinds.count(nn.SiLU) == kinds.count(nn.Conv2d) == 5 + 4 * 3 + 2 * 7 + 2
 
 
 def test_unet_returns_a_mask_of_the_images_size() -> None:
