@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import torchaccel as ta
@@ -23,6 +25,7 @@ from torchaccel.nn import InputRange, Int8Add, Int8Conv2d, Int8ConvTranspose2d, 
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.input_range import spanning
+from torchaccel.nn.upsample import Upsample
 
 
 def conv(i: int, o: int, kernel: int = 3, **settings: int) -> nn.Sequential:
@@ -290,3 +293,76 @@ def test_int8_convolutions_alone_hand_int8_on() -> None:
     assert graph.get_submodule("one.0").output_dtype == torch.float32
     with torch.no_grad():
         near(graph(X), net(Branches)(X), 0.05)
+
+
+class Enlarging(nn.Module):
+    """A feature pyramid: nearest neighbours, as a layer and as a function, beside what the way down had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 16, stride=2), conv(16, 16, stride=2)
+        self.larger, self.d, self.e = nn.Upsample(scale_factor=2), conv(32, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        b = self.b(a)
+        y = self.d(torch.cat([self.larger(self.c(b)), b], 1))
+        return self.e(F.interpolate(y, scale_factor=2.0, mode="nearest") + a)
+
+
+@pytest.mark.parametrize("convert", [all_int8, all_sparse])
+def test_upsampling_is_in_the_chain(convert, tmp_path: Path) -> None:
+    model = net(Enlarging)
+    prepared, chosen = convert(model, X)
+    names = chosen.keys() | names_of(prepared.dense, (DenseConv2d,))
+    apart, fast = assemble(prepared.dense, chosen), assemble(prepared.dense, chosen, names)
+    (made,) = chains(fast)
+    assert sum(isinstance(m, Upsample) for m in made.body.modules()) == 2
+    with torch.no_grad():
+        for x in (X, X[:1], torch.randn(2, 3, 16, 40)):
+            if convert is all_int8:
+                assert torch.equal(fast(x), apart(x))
+            near(fast(x), apart(x), 1e-5)
+        near(apart(X), prepared.dense(X), 0.05)
+    assert None not in made._plans.values()
+    ta.save(fast, tmp_path / "m.safetensors")
+    with torch.no_grad():
+        assert torch.equal(ta.load(tmp_path / "m.safetensors", Enlarging)(X), fast(X))
+
+
+@pytest.mark.parametrize(
+    "upsample",
+    [
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(size=(48, 72)),
+        nn.Upsample(scale_factor=1.5),
+        nn.Upsample(scale_factor=(2, 3)),
+        lambda x: F.interpolate(x, size=x.shape[2:]),
+        lambda x: F.interpolate(x, (30, 40)),
+        lambda x: F.interpolate(x, scale_factor=2, mode="bicubic", antialias=True),
+        lambda x: F.interpolate(x, scale_factor=0.5),
+        lambda x: F.interpolate(x.flatten(2), scale_factor=2).unsqueeze(2),
+    ],
+)
+def test_other_upsampling_stays(upsample: Callable[[Tensor], Tensor]) -> None:
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.upsample = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), upsample
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.upsample(self.a(x)))
+
+    model = Between().eval()
+    prepared = prepare(model, (X,))
+    assert prepared.note is None and not any(isinstance(m, Upsample) for m in prepared.dense.modules())
+    with torch.no_grad():
+        near(prepared.dense(X), model(X), 1e-5)
+
+
+def test_upsampling_repeats_pixels() -> None:
+    for x in (X, X.to(torch.int8), (10 * X).to(torch.uint8), X.contiguous(memory_format=torch.channels_last)):
+        y = Upsample(3)(x)
+        assert torch.equal(y, x.repeat_interleave(3, 2).repeat_interleave(3, 3)) and y.dtype == x.dtype
+    with pytest.raises(ValueError, match=r"Upsample: factor is 0, accepted are integers of at least 1"):
+        Upsample(0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from torchaccel.nn import InputRange
+from torchaccel.nn.upsample import Upsample
 from torchaccel.ops import blocks
 from torchaccel.ops._chain_step import CURVES
 
@@ -34,6 +35,7 @@ class Layer:
     pool: bool = False
     mean: bool = False  # of a pool: its average rather than its maximum
     grow: int = 0  # a transposed convolution of such a stride
+    larger: int = 0  # upsampling by such a factor
     back: int = 0  # what it reads: the value so many before the last one
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
@@ -88,6 +90,7 @@ def layers(draw: st.DrawFn, patterns: Sequence[str] = PATTERNS, channels: Sequen
         pool=draw(st.integers(0, 5)) == 0,
         mean=draw(st.booleans()),
         grow=draw(st.sampled_from([0] * 8 + [1, 2, 2, 3])),
+        larger=draw(st.sampled_from([0] * 8 + [1, 2, 3])),
         back=draw(st.sampled_from([0, 0, 0, 1, 2, 9])),
         kernel=kernel,
         stride=draw(st.one_of(st.just((1, 1)), _both(1, 3))),
@@ -176,6 +179,9 @@ class Maker(ABC):
         return self.values[-1 - min(layer.back, len(self.values) - 1)]
 
     def add(self, layer: Layer) -> None:
+        if layer.larger and not layer.pool:
+            self.upsample(layer)
+            return
         if layer.pool:
             if not self.values:
                 return
@@ -215,6 +221,14 @@ class Maker(ABC):
         if layer.activation != "none":
             made.fuse_activation(layer.activation)  # type: ignore[operator]
         self.call(made, (o, *size), y, x.node, *([] if added is None else [added.node]))
+
+    def upsample(self, layer: Layer) -> None:
+        if not self.values:
+            return
+        x = self.values[-1 - min(layer.back, len(self.values) - 1)]
+        c, h, w = x.size
+        if layer.larger * max(h, w) <= 40:
+            self.call(Upsample(layer.larger), (c, layer.larger * h, layer.larger * w), x.range, x.node)
 
     def total(self, layer: Layer) -> None:
         """Add another value to the last one: one inside, the tensor outside, or itself."""

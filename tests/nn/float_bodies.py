@@ -14,6 +14,7 @@ from tests.nn.chain_recipes import Layer, Maker, Pair, Recipe, Value, extents, l
 from torchaccel.nn import SparseConv2d, _chain_float
 from torchaccel.nn.add import Add
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
+from torchaccel.nn.upsample import Upsample
 from torchaccel.ops._chain_step import CURVES, SLAB
 from torchaccel.ops._winograd import OUTPUTS
 from torchaccel.testing import assert_exact_enough
@@ -90,6 +91,10 @@ class Expected(NamedTuple):
     loose: Tensor  # whether a window, with its pruned weights, reads what is not finite: they may be anything
     lost: Tensor  # whether weights that are kept read NaN: they must be NaN
 
+    def in_any_channel(self) -> Expected:
+        """What is loose in all channels, as where the reference's products with zero read it."""
+        return self._replace(loose=self.loose.amax(1, keepdim=True).expand_as(self.loose))
+
     def check(self, y: Tensor) -> None:
         """Check the first images of a batch."""
         exact, error, loose, lost = (tensor[: len(y)] for tensor in self)
@@ -120,6 +125,8 @@ class _Expecting(fx.Interpreter):
             return self.transposed(module, *args)
         if isinstance(module, Add):
             return self.sum(module, *args)
+        if isinstance(module, Upsample):
+            return Expected(*(module(tensor.double()).to(tensor.dtype) for tensor in args[0])).in_any_channel()
         if isinstance(module, nn.AvgPool2d):
             return self.averages(module, *args)
         return self.max_pool(module, *args) if isinstance(module, nn.MaxPool2d) else self.average(*args)
@@ -142,9 +149,8 @@ class _Expecting(fx.Interpreter):
         exact = over(x.exact, weight) + bias
         size = over(x.exact.abs(), weight.abs(), spread=True) + bias.abs()
         error = over(x.error, weight**2)
-        # Places that a step fills up, and the reference's products with zero, may be of any channel.
-        any_channel = x.loose.amax(1, keepdim=True).expand_as(x.loose)
-        loose = over(any_channel, torch.ones_like(weight), spread=True) > 0
+        # Places that a step fills up may be of any channel too.
+        loose = over(x.in_any_channel().loose, torch.ones_like(weight), spread=True) > 0
         lost = over(x.lost, weight != 0) > 0
         if residual is not None:
             exact, size, error = exact + residual.exact, size + residual.exact.abs(), error + residual.error
@@ -173,8 +179,7 @@ class _Expecting(fx.Interpreter):
     def sum(self, m: Add, a: Expected, b: Expected) -> Expected:
         exact, error = _activated(a.exact + b.exact, m.activation), a.error + b.error
         size = a.exact.abs() + b.exact.abs()
-        any_channel = a.loose.amax(1, keepdim=True)  # the reference's products with zero
-        return Expected(exact, error + size**2, any_channel | b.loose, a.lost | b.lost)
+        return Expected(exact, error + size**2, a.in_any_channel().loose | b.loose, a.lost | b.lost)
 
     def max_pool(self, m: nn.MaxPool2d, x: Expected) -> Expected:
         exact, error, loose, lost = (m(tensor.double()) for tensor in x)

@@ -23,13 +23,14 @@ from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.conv_chain import in_float, takes
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.nn.upsample import Upsample
 
 _CONVOLUTIONS = (Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, SparseConv2d, DenseConv2d, DenseConvTranspose2d)
 _STARTS = (*_CONVOLUTIONS, QuantizeInt8)
 _LOADING = (*_STARTS, Add, Int8Add)
 _AVERAGES = (Int8AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)
 # Nothing to choose: they go with their neighbours.
-_UNCHOSEN = (QuantizeInt8, Contiguous, Add, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_UNCHOSEN = (QuantizeInt8, Contiguous, Add, Upsample, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 def _joins(graph: fx.GraphModule, node: fx.Node, names: Collection[str] | None) -> bool:
@@ -61,7 +62,7 @@ def _grow(graph: fx.GraphModule, start: fx.Node, after: list[fx.Node], names: Co
             if not changed_between(graph, source, start, node):
                 run.append(node)
             continue
-        if in_float(module) != floats or not _joins(graph, node, names):
+        if not (isinstance(module, Upsample) or in_float(module) == floats) or not _joins(graph, node, names):
             continue
         x, *residual = node.args
         if changed_between(graph, source, start, node):  # a chain reads it where its last layer stood

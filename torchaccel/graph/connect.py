@@ -26,6 +26,7 @@ from torchaccel.nn import (
 from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.input_range import InputRange, spanning
 from torchaccel.nn.quantize import QuantizeInt8
+from torchaccel.nn.upsample import Upsample
 
 INT8 = (
     Int8Conv2d, Int8ConvTranspose2d, SparseInt8Conv2d, Int8Linear, Int8AvgPool2d, Int8AdaptiveAvgPool2d, Int8Add,
@@ -40,12 +41,12 @@ class _Use:
 
 
 def _passes(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node gives int8 back as it reads it, with the same scale: max-pooling, a change of shape, or a
-    concatenation of what has one scale."""
+    """Whether a node gives int8 back as it reads it, with the same scale: max-pooling, upsampling, a change of shape,
+    or a concatenation of what has one scale."""
     if parts_of(node) is not None:
         return True
     if node.op == "call_module":
-        return isinstance(module_of(graph, node), Int8MaxPool2d | nn.Flatten)
+        return isinstance(module_of(graph, node), Int8MaxPool2d | Upsample | nn.Flatten)
     return node.target is torch.flatten or (node.op == "call_method" and node.target in ("flatten", "reshape"))
 
 

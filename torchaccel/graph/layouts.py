@@ -15,9 +15,10 @@ from torchaccel.nn._int8_conv import Int8Conv
 from torchaccel.nn.add import Add
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.scale import DenseScale
+from torchaccel.nn.upsample import Upsample
 
 _CONVOLUTIONS = (nn.Conv2d, Int8Conv, SparseConv2d)
-_KEEPING = (nn.MaxPool2d, Add, DenseScale)  # the layout of their input
+_KEEPING = (nn.MaxPool2d, Upsample, Add, DenseScale)  # the layout of their input
 
 
 def _native_on_cpu(module: nn.Module | None) -> bool:

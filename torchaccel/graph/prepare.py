@@ -16,6 +16,7 @@ from torchaccel.graph.fold import fold
 from torchaccel.graph.fuse import LAYERS, fuse, layers, reshape_views, strongest_dense, strongest_of
 from torchaccel.graph.lift import lift
 from torchaccel.graph.lift_pools import lift_pools, part_pools
+from torchaccel.graph.lift_upsampling import lift_upsampling
 from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
 from torchaccel.graph.weightless import weightless, weightless_to_float
@@ -124,6 +125,7 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     given_weightless = weightless_to_float(graph)
     lift_pools(graph)
     part_pools(graph)
+    lift_upsampling(graph)
     _to_float(graph, inputs, (SparseConv2d,))  # nothing folds into it; its zeros tell what it was
     fold(graph)
     given = _to_float(graph, inputs)

@@ -18,6 +18,7 @@ from torchaccel.nn.concatenation import parts_of
 from torchaccel.nn.contiguous import Contiguous
 from torchaccel.nn.dense import DenseConv2d, DenseConvTranspose2d
 from torchaccel.nn.sparse_conv2d import SparseConv2d
+from torchaccel.nn.upsample import Upsample
 from torchaccel.ops import blocks
 from torchaccel.ops._chain_step import CURVES, TILE, Kind, Step
 
@@ -99,9 +100,13 @@ class FloatBuilder(Builder):
         return y
 
     def _multiply(self, entry: Entry, m: Conv) -> None:
-        step, packed = entry.step, self.packed.get(m) or _group(m)
+        packed = self.packed.get(m) or _group(m)
         if isinstance(m, SparseConv2d):  # dense weights are as large as all else, and quickly packed
             self.packed[m] = packed
+        self._keep_groups(entry, packed)
+
+    def _keep_groups(self, entry: Entry, packed: Groups) -> None:
+        step = entry.step
         step.block_rows, step.chunks = GROUP if packed.shared else 1, packed.chunks
         step.values, step.starts = self.values.keep(packed.values), self.indices.keep(packed.groups)
         step.row_offsets, entry.columns = self.indices.keep(packed.first), packed.columns.flatten()
@@ -134,6 +139,15 @@ class FloatBuilder(Builder):
         step.values, step.row_offsets = self.values.keep(weights.values), self.indices.keep(weights.first)
         entry.x = of_points
         entry.window = Window((window.kernel[0], 1), (window.stride[0], 1), dilation=(window.dilation[0], 1))
+
+    def upsample(self, m: Upsample, x: Plane) -> Plane:
+        """A copy for each place of a square: products with one."""
+        entry = self.windowed(Step(Kind.CONV, tile=TILE), x, x.planes, Window(), 0, m.factor)
+        self._keep_groups(entry, group(torch.eye(x.planes).repeat(m.factor**2, 1)[..., None, None], False, Window()))
+        bounds = torch.tensor(ACTIVATIONS["none"])
+        entry.step.floats = self.floats.keep(torch.cat([bounds, torch.zeros(entry.step.planes)]))
+        assert entry.y is not None
+        return entry.y
 
     def max_pool(self, m: nn.MaxPool2d, x: Plane) -> Plane:
         window = window_of(m)
@@ -170,6 +184,8 @@ class FloatBuilder(Builder):
                     values[node] = self.conv(m, inputs[0], inputs[1] if len(inputs) > 1 else None)
                 elif isinstance(m, Contiguous):
                     values[node] = inputs[0]
+                elif isinstance(m, Upsample):
+                    values[node] = self.upsample(m, inputs[0])
                 elif isinstance(m, nn.MaxPool2d):
                     values[node] = self.max_pool(m, inputs[0])
                 else:

@@ -19,6 +19,7 @@ from torchaccel.nn.int8_conv_transpose2d import Int8ConvTranspose2d
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_int8_conv2d import SparseInt8Conv2d
+from torchaccel.nn.upsample import Upsample
 from torchaccel.ops import blocks
 from torchaccel.ops._chain_step import CURVES, Kind, Step
 
@@ -168,6 +169,19 @@ class Int8Builder(Builder):
         assert given is not None and m.colsum is not None
         return self.indices.keep(_filled(-byte_zero_point(given) * m.colsum, m, planes))
 
+    def upsample(self, m: Upsample, x: Plane) -> Plane:
+        """A copy for each place of a square: products with one, on scales of one."""
+        step = Step(Kind.CONV, zero_point=x.zero_point, tile=TILES[4])
+        entry = self.windowed(step, x, x.planes, Window(), x.zero_point, m.factor)
+        bounds, rows = torch.tensor([1.0, -STEPS, STEPS - 1, 1.0]), 4 * step.planes
+        step.floats = self.floats.keep(torch.cat([bounds, torch.ones(rows), torch.full((rows,), -0.0)]))
+        step.starts = self.indices.keep(torch.full((rows,), -x.zero_point))
+        ones = torch.eye(4, dtype=torch.int8).expand(step.planes, 4, 4)
+        columns = torch.arange(x.planes).repeat(m.factor**2)
+        self._keep_blocks(entry, 4, Blocks(ones, columns, torch.arange(step.planes + 1)))
+        assert entry.y is not None
+        return entry.y
+
     def max_pool(self, m: Int8MaxPool2d, x: Plane) -> Plane:
         require(all(2 * p <= k for p, k in zip(m.padding, m.kernel_size, strict=True)), "too much padding")
         window = Window(m.kernel_size, m.stride, m.padding, m.dilation)
@@ -225,6 +239,9 @@ class Int8Builder(Builder):
                 continue
             if isinstance(m, Int8MaxPool2d):
                 values[node] = values[source]._replace(plane=self.max_pool(m, values[source].plane))
+                continue
+            if isinstance(m, Upsample):
+                values[node] = values[source]._replace(plane=self.upsample(m, values[source].plane))
                 continue
             assert isinstance(m, Int8AdaptiveAvgPool2d | Int8AvgPool2d | Int8Add | Int8Conv)
             given = m.input_range()

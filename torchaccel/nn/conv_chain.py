@@ -20,6 +20,7 @@ from torchaccel.nn.int8_add import Int8Add
 from torchaccel.nn.int8_pool import Int8AdaptiveAvgPool2d, Int8AvgPool2d, Int8MaxPool2d
 from torchaccel.nn.quantize import QuantizeInt8
 from torchaccel.nn.sparse_conv2d import SparseConv2d
+from torchaccel.nn.upsample import Upsample
 from torchaccel.ops import _check, has_kernel
 from torchaccel.ops._chain_step import SCRATCH
 from torchaccel.ops.conv_chain import supports
@@ -43,36 +44,33 @@ def in_float(module: nn.Module | None) -> bool:
 
 def _averages_whole_windows(pool: nn.AvgPool2d | Int8AvgPool2d) -> bool:
     """Whether each average is of as many places, counting the padding."""
+    if isinstance(pool, nn.AvgPool2d) and pool.divisor_override is not None:
+        return False
     return not pool.ceil_mode and (pool.count_include_pad or pool.padding in (0, (0, 0), [0, 0]))
 
 
 def takes(module: nn.Module, connected: bool = True) -> bool:
-    """Whether a layer can be part of a chain: a convolution, transposed too, a sum, pooling, or the average at the end.
+    """Whether a layer can be part of a chain: a convolution, transposed too, a sum, pooling, nearest upsampling, or the
+    average at the end.
 
     Args:
         connected: whether int8 layers must give int8 already.
     """
-    if isinstance(module, QuantizeInt8 | Contiguous):
+    if isinstance(module, Int8Conv | Int8Add | Int8AvgPool2d) and connected and module.output_dtype not in _check.INT8:
+        return False
+    if isinstance(module, QuantizeInt8 | Contiguous | Upsample | Add | Int8Add):
         return True
     if isinstance(module, Int8Conv):
-        ready = not connected or module.output_dtype in _check.INT8
-        return ready and module.input == "static" and module.activation in _chain_plan.ACTIVATIONS
-    if isinstance(module, Int8AvgPool2d):
-        return (not connected or module.output_dtype in _check.INT8) and _averages_whole_windows(module)
-    if isinstance(module, nn.AvgPool2d):
-        return module.divisor_override is None and _averages_whole_windows(module)
-    if isinstance(module, Int8Add):
-        ready = not connected or module.output_dtype in _check.INT8
-        return ready and module.activation in _chain_plan.ACTIVATIONS
-    if isinstance(module, Add):
-        return module.activation in _chain_plan.ACTIVATIONS
+        return module.input == "static"
+    if isinstance(module, nn.AvgPool2d | Int8AvgPool2d):
+        return _averages_whole_windows(module)
     if isinstance(module, SparseConv2d):
-        return module.values.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+        return module.values.dtype == torch.float32
     if isinstance(module, DenseConvTranspose2d):
-        return module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+        return module.weight.dtype == torch.float32
     if isinstance(module, DenseConv2d):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and module.weight.dtype == torch.float32 and module.activation in _chain_plan.ACTIVATIONS
+        return plain and module.weight.dtype == torch.float32
     if isinstance(module, Int8AdaptiveAvgPool2d | nn.AdaptiveAvgPool2d):
         return module.output_size in (1, (1, 1), [1, 1])
     if isinstance(module, nn.MaxPool2d):
@@ -88,7 +86,8 @@ def _pointwise(body: fx.GraphModule) -> bool:
     Int8 images gain nothing by another shape: outside, the channels of a pixel lie side by side.
     """
     windows = [(m.kernel_size, m.stride, m.padding) for m in body.modules() if hasattr(m, "kernel_size")]
-    return all(window == ((1, 1), (1, 1), (0, 0)) for window in windows)
+    grown = any(isinstance(m, Upsample) for m in body.modules())
+    return not grown and all(window == ((1, 1), (1, 1), (0, 0)) for window in windows)
 
 
 class ConvChain(nn.Module):

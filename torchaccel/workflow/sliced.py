@@ -15,6 +15,7 @@ from torchaccel.nn import ConvChain, SparseConv2d
 from torchaccel.nn._packed import PackedModule
 from torchaccel.nn.add import Add
 from torchaccel.nn.contiguous import Contiguous
+from torchaccel.nn.upsample import Upsample
 
 SIZES = (1, 2, 4, 8)
 _LEAST_MS = 5.0  # of a batch; a shorter one has no activations that leave the caches
@@ -22,7 +23,7 @@ _LEAST_GAIN = 1.05
 _BUDGET_S = 0.3
 # What treats each image by itself.
 _LAYERS = (
-    PackedModule, ConvChain, Contiguous, Add, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout,
+    PackedModule, ConvChain, Contiguous, Add, Upsample, nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity, nn.Dropout,
     nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d,
 )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Lifting of upsampling: nearest neighbours by a whole factor, functions and modules, become one kind of layer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from torchaccel.graph.shapes import value_of
+from torchaccel.graph.trace import calls, has_hooks, set_module
+from torchaccel.nn.upsample import Upsample
+
+_SIGNATURE = inspect.signature(F.interpolate)
+
+
+def _layer(node: fx.Node) -> Upsample | None:
+    """What a call of `F.interpolate` does, or None where it is another upsampling or the graph computes its size."""
+    given = _SIGNATURE.bind(*node.args, **node.kwargs).arguments
+    settings = {name: value for name, value in given.items() if name not in ("input", "antialias")}
+    leaves = torch.utils._pytree.tree_leaves(settings)
+    if given.get("antialias", False) or any(isinstance(leaf, fx.Node) for leaf in leaves):
+        return None
+    return Upsample.like(nn.Upsample(**settings))
+
+
+def lift_upsampling(graph: fx.GraphModule) -> None:
+    """In place; `note_values` comes before."""
+    for name in calls(graph):
+        module = graph.get_submodule(name)
+        alike = type(module) in (nn.Upsample, nn.UpsamplingNearest2d) and not has_hooks(module)
+        if alike and (made := Upsample.like(module)) is not None:  # type: ignore[arg-type]
+            set_module(graph, name, made.eval())
+    for node in list(graph.graph.nodes):
+        value, name = value_of(node), f"lifted_{node.name}"
+        if node.target is not F.interpolate or value is None or len(value.shape) != 4 or hasattr(graph, name):
+            continue
+        if (made := _layer(node)) is None:
+            continue
+        graph.add_submodule(name, made.eval())
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_module(name, (node.all_input_nodes[0],))
+        call.meta = copy.copy(node.meta)
+        node.replace_all_uses_with(call)
+        graph.graph.erase_node(node)
+    graph.recompile()

@@ -1,0 +1,47 @@
+"""Upsample: nearest neighbours by a whole factor, of floats and of int8, whose scale stays as it is."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchaccel.ops import _check
+
+
+class Upsample(nn.Module):
+    """Each pixel becomes a square of `factor` x `factor`.
+
+    Args:
+        factor: at least 1.
+
+    Shape: x [N, C, H, W], float, int8 or uint8; returns [N, C, factor * H, factor * W].
+
+    Equivalent to `nn.Upsample(scale_factor=factor, mode="nearest")`.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        if not isinstance(factor, int) or factor < 1:
+            _check.fail(type(self).__name__, f"factor is {factor!r}, accepted are integers of at least 1")
+        self.factor = factor
+
+    @classmethod
+    def like(cls, module: nn.Upsample) -> Upsample | None:
+        """The same as a layer of torch.nn, or None where that is another one."""
+        factor = module.scale_factor
+        both = factor if isinstance(factor, tuple) else (factor, factor)
+        if module.mode != "nearest" or module.size is not None or None in both:
+            return None
+        height, width = cast("tuple[float, float]", both)
+        return cls(int(height)) if height == width == int(height) >= 1 else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        bytes = input.dtype == torch.int8  # which torch has no kernel for
+        y = F.interpolate(input.view(torch.uint8) if bytes else input, scale_factor=self.factor)
+        return y.view(torch.int8) if bytes else y
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
