@@ -28,11 +28,16 @@ class DenseScale(DenseConv2d):
         weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
         if input.dim() != 4 or not input.is_contiguous():  # rows of channels, with which batch_norm is slower
             return self._finish(torch.addcmul(bias, input, weight), residual)
-        if not self._onednn(input):
-            mean, variance = torch.zeros_like(self.bias), torch.ones_like(self.bias)
-        else:
-            if self._stale():
-                self._packed = torch.stack([torch.zeros_like(self.bias), torch.ones_like(self.bias)])
-            assert self._packed is not None
-            mean, variance = self._packed
+        mean, variance = self._statistics()
         return self._finish(F.batch_norm(input, mean, variance, weight.flatten(), self.bias, eps=0.0), residual)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """A mean of 0 and a variance of 1 for each channel, kept from call to call."""
+        assert self.bias is not None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.zeros_like(self.bias), torch.ones_like(self.bias)
+        if self._stale():
+            self._packed = torch.stack([torch.zeros_like(self.bias), torch.ones_like(self.bias)])
+        assert self._packed is not None
+        mean, variance = self._packed
+        return mean, variance
