@@ -83,11 +83,11 @@ def prepare(model: nn.Module, inputs: tuple[Tensor, ...], protected: Collection[
     """
     try:
         graph = trace(model)
-        unchain(graph)
         if not same_outputs(model, graph, inputs):
             raise UntraceableError(
                 "the recorded graph gives other outputs than the model, so its Python depends on values"
             )
+        unchain(graph)
         if "torchaccel_inputs" in getattr(model, "meta", ()):
             disconnect(graph)
         prepared = _fused(graph, inputs)
