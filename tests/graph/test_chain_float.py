@@ -20,7 +20,7 @@ from torchaccel.graph.choose_chains import choose_chains
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import prepare
 from torchaccel.graph.trace import fingerprint, trace
-from torchaccel.nn import SparseConv2d
+from torchaccel.nn import ConvChain, SparseConv2d
 from torchaccel.nn.dense import DenseConv2d
 
 
@@ -183,6 +183,15 @@ def test_which_layers_are_chains_by_themselves() -> None:
     graph = graph_of(sparse(), sparse(), nn.Conv2d(8, 8, 1), sparse())
     assert single(graph, ["0", "1", "3"]) == {"3"} and single(graph, ["0", "3"]) == {"0", "3"}
     assert single(graph, ["0", "1"]) == set()
+
+
+def test_sums_in_another_order_are_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(IMAGES)
+    prepared, chosen = all_sparse(tiny_resnet(BasicBlock), x)
+    fast = assemble(prepared.dense, chosen, chosen.keys())
+    forward = ConvChain.forward
+    monkeypatch.setattr(ConvChain, "forward", lambda chain, x: 1.004 * forward(chain, x))
+    assert chains(fast) and prepare(fast, (x,)).note is None
 
 
 def test_what_keeps_a_layer_out() -> None:
