@@ -19,11 +19,10 @@ struct Tile {
   PixelRun run[kTilePixels];
 };
 
-static void set_tile(const ImageF32& image, int64_t index, Tile& tile) {
-  const Input& in = image.in;
-  const int64_t pixels = image.tile_pixels();
-  tile.row = index * pixels;
-  tile.count = in.rows() - tile.row < pixels ? in.rows() - tile.row : pixels;
+// Vectors [begin, end) of output pixels.
+static void set_tile(const Input& in, int64_t begin, int64_t end, Tile& tile) {
+  tile.row = 16 * begin;
+  tile.count = (16 * end < in.rows() ? 16 * end : in.rows()) - tile.row;
   tile.runs = 0;
   Cursor at = {tile.row / (in.oh * in.ow), tile.row / in.ow % in.oh, tile.row % in.ow};
   for (int64_t done = 0; done < tile.count;) {

@@ -127,34 +127,32 @@ static void finish_channels_last(const Tile& tile, const OutputF32& out, const f
   }
 }
 
-static void sparse_f32(const ImageF32& image, const SparseF32& weights, const OutputF32& out, int64_t begin,
-                       int64_t end, uint8_t* scratch) {
-  const int64_t slabs = weights.slabs(), chunks = weights.chunks();
+static void sparse_f32(const ImageF32& image, const SparseF32& weights, const OutputF32& out, const ShareF32& share,
+                       uint8_t* scratch) {
+  const int64_t chunks = weights.chunks(), tiles = share.tiles();
   float* panel = reinterpret_cast<float*>(scratch);
   float* sums = reinterpret_cast<float*>(scratch + kPanelF32Bytes);
   uint8_t* padding = scratch + sparse_f32_bytes(weights) - kLanes * 64;
   Tile tile;
-  int64_t filled = -1;
-  for (int64_t task = begin; task < end;) {
-    const int64_t index = task / slabs, slab = task % slabs;
-    int64_t run = kRunSlabs < end - task ? kRunSlabs : end - task;
-    run = run < slabs - slab ? run : slabs - slab;
-    if (filled != index) set_tile(image, index, tile);
+  for (int64_t t = 0; t < tiles; ++t) {
+    set_tile(image.in, share.tile(t), share.tile(t + 1), tile);
     const MultiplySlab multiply = (weights.shared ? multiply_slab_of<true> : multiply_slab_of<false>)(tile.count);
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int64_t k = c * kDepthChunk, stop = c + 1 < chunks ? k + kDepthChunk : weights.depth;
-      if (chunks > 1 || filled != index) fill_panel(image, tile, k, stop, panel, padding);
-      filled = index;
-      for (int64_t s = 0; s < run; ++s) {
-        const ChunkF32 chunk = {panel, sums + s * kSlabRows * kTilePixels, out.bias, c == 0, c + 1 == chunks};
-        multiply(weights, out, tile, chunk, slab + s, (slab + s) * chunks + c);
+    for (int64_t slab = share.first_slab, last; slab < share.last_slab; slab = last) {
+      last = share.last_slab - slab < kRunSlabs ? share.last_slab : slab + kRunSlabs;
+      for (int64_t c = 0; c < chunks; ++c) {
+        const int64_t k = c * kDepthChunk, stop = c + 1 < chunks ? k + kDepthChunk : weights.depth;
+        if (chunks > 1 || slab == share.first_slab) fill_panel(image, tile, k, stop, panel, padding);
+        for (int64_t s = slab; s < last; ++s) {
+          const ChunkF32 chunk = {panel, sums + (s - slab) * kSlabRows * kTilePixels, out.bias, c == 0,
+                                  c + 1 == chunks};
+          multiply(weights, out, tile, chunk, s, s * chunks + c);
+        }
+      }
+      if (out.channels_last) {
+        const int64_t channel = slab * kSlabRows, end = last * kSlabRows;
+        finish_channels_last(tile, out, sums, channel, (end < out.channels ? end : out.channels) - channel);
       }
     }
-    if (out.channels_last) {
-      const int64_t channel = slab * kSlabRows, left = out.channels - channel;
-      finish_channels_last(tile, out, sums, channel, left < run * kSlabRows ? left : run * kSlabRows);
-    }
-    task += run;
   }
 }
 
