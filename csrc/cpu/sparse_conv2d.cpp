@@ -99,7 +99,8 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const Tensor& column
                       activation_of(args.op(), activation),
                       channels_last,
                       channels,
-                      image.in.oh * image.in.ow};
+                      image.in.oh * image.in.ow,
+                      4 * (x.numel() + out.numel()) > kStreamBytes};
   output.bias = args.vector<float>("bias", bias, ScalarType::Float, channels);
   Tensor kept_residual = out;
   if (residual.has_value()) {

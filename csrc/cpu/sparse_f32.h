@@ -42,7 +42,11 @@ struct OutputF32 {
   bool channels_last;
   int64_t channels;
   int64_t plane;  // OH * OW
+  bool streams;   // past the caches, where whole lines are written: they would not stay there until they are read
 };
+
+// Bytes of inputs and outputs that do not stay in the caches from one layer to the next.
+constexpr int64_t kStreamBytes = 24 << 20;
 
 // The image is an Input whose channels are counted in bytes, 4 * C; contiguous or channels_last.
 struct ImageF32 {
