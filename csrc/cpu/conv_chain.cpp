@@ -71,16 +71,16 @@ int64_t cost(const Chain& chain, const ChainStep& s, int64_t unit) {
   return plane * (20 + 12 * vectors) + blocks * vectors * (s.block_rows == 1 ? 1 : 2);
 }
 
-// The first task of thread `part` of `parts`: equal shares of the tasks, or of the nonzeros.
+// The first task of thread `part` of `parts`: about equal shares of the tasks, or of the nonzeros.
 int64_t first_task(const Chain& chain, const ChainStep& s, int64_t part, int64_t parts) {
   const int64_t all = tasks(chain, s), of_tile = units(chain, s);
   if (part == 0 || part == parts || static_cast<ChainKind>(s.kind) != ChainKind::kConv) return all * part / parts;
   const int64_t each = cost(chain, s, of_tile), target = each * tiles(s) / parts * part;
-  const int64_t tile = target / each;
+  const int64_t tile = target / each, twice = 2 * (target - tile * each);
   int64_t low = 0, high = of_tile;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (cost(chain, s, middle) < target - tile * each) {
+    if (cost(chain, s, middle) + cost(chain, s, middle + 1) < twice) {
       low = middle + 1;
     } else {
       high = middle;

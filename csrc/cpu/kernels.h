@@ -158,6 +158,7 @@ struct Addition {
 };
 
 struct ImageF32;
+struct ShareF32;
 struct SparseF32;
 struct OutputF32;
 
@@ -188,8 +189,7 @@ struct Kernels {
   // Tasks [begin, end) of one step of a chain of int8 or float32 layers, see chain.h.
   void (*chain)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
   void (*chain_f32)(const ChainStep&, const ChainData&, int64_t begin, int64_t end);
-  // Slabs of output channels [begin, end) of tile t at t * slabs; see sparse_f32.h.
-  void (*sparse_f32)(const ImageF32&, const SparseF32&, const OutputF32&, int64_t begin, int64_t end, uint8_t* scratch);
+  void (*sparse_f32)(const ImageF32&, const SparseF32&, const OutputF32&, const ShareF32&, uint8_t* scratch);
   // Whether slabs [begin, end) lead nowhere out of memory.
   bool (*sparse_f32_valid)(const SparseF32&, int64_t begin, int64_t end);
 };

@@ -19,11 +19,10 @@ struct Tile {
   PixelRun run[kTilePixels];
 };
 
-static void set_tile(const ImageF32& image, int64_t index, Tile& tile) {
-  const Input& in = image.in;
-  const int64_t pixels = image.tile_pixels();
-  tile.row = index * pixels;
-  tile.count = in.rows() - tile.row < pixels ? in.rows() - tile.row : pixels;
+// Vectors [begin, end) of output pixels.
+static void set_tile(const Input& in, int64_t begin, int64_t end, Tile& tile) {
+  tile.row = 16 * begin;
+  tile.count = (16 * end < in.rows() ? 16 * end : in.rows()) - tile.row;
   tile.runs = 0;
   Cursor at = {tile.row / (in.oh * in.ow), tile.row / in.ow % in.oh, tile.row % in.ow};
   for (int64_t done = 0; done < tile.count;) {
@@ -85,12 +84,15 @@ TORCHACCEL_INLINE F32 load_source(F32 others, const Source& source, int64_t offs
 template <int kStride>
 static void copy_channels(const Sources& from, int64_t channels, int64_t plane, int64_t stride, float* to) {
   const F32 zero = f32_splat(0.0f);
-  const Source a = from.n > 0 ? from.source[0] : Source{to, 0}, b = from.n > 1 ? from.source[1] : a;
-  if (from.n <= 1) {
+  if (from.n == 0) {  // not as a source without lanes: where no memory is, masked loads are slow
+    for (int64_t c = 0; c < channels; ++c) f32_store(to + c * kTilePixels, zero);
+  } else if (from.n == 1) {
+    const Source a = from.source[0];
     for (int64_t c = 0; c < channels; ++c) {
       f32_store(to + c * kTilePixels, load_source<kStride>(zero, a, c * plane, stride));
     }
   } else {
+    const Source a = from.source[0], b = from.source[1];
     for (int64_t c = 0; c < channels; ++c) {
       F32 pixels = load_source<kStride>(zero, a, c * plane, stride);
       pixels = load_source<kStride>(pixels, b, c * plane, stride);

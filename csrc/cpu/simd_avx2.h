@@ -147,7 +147,18 @@ TORCHACCEL_INLINE __m256 load8(const float* p, uint32_t bits) { return _mm256_ma
 TORCHACCEL_INLINE F32 f32_merge(F32 a, const float* p, uint32_t lanes) {
   return {_mm256_or_ps(a.lo, load8(p, lanes)), _mm256_or_ps(a.hi, load8(p + 8, lanes >> 8))};
 }
-// The same of p[2 * i].
+// Lane i to p[i] where bit i of `lanes` is set; nothing else is touched.
+TORCHACCEL_INLINE void f32_store_lanes(float* p, F32 a, uint32_t lanes) {
+  _mm256_maskstore_ps(p, lanes8(lanes), a.lo);
+  _mm256_maskstore_ps(p + 8, lanes8(lanes >> 8), a.hi);
+}
+// To 64 aligned bytes past the caches; f32_streamed before other threads read them.
+TORCHACCEL_INLINE void f32_stream(float* p, F32 a) {
+  _mm256_stream_ps(p, a.lo);
+  _mm256_stream_ps(p + 8, a.hi);
+}
+TORCHACCEL_INLINE void f32_streamed() { _mm_sfence(); }
+// Lane i is p[2 * i] where bit i of `lanes` is set, else that of a, where it is zero; nothing else is read.
 TORCHACCEL_INLINE __m256 even8(const float* p, uint32_t spread) {
   const __m256 mixed = _mm256_shuffle_ps(load8(p, spread), load8(p + 8, spread >> 8), 0x88);
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));

@@ -79,6 +79,13 @@ TORCHACCEL_INLINE F32 f32_exp2(I32 n) {
 TORCHACCEL_INLINE __mmask16 first_n(int64_t n) { return static_cast<__mmask16>(0xffff >> (16 - n)); }
 TORCHACCEL_INLINE F32 f32_load_n(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_n(n), p); }
 TORCHACCEL_INLINE void f32_store_n(float* p, F32 a, int64_t n) { _mm512_mask_storeu_ps(p, first_n(n), a); }
+// Lane i to p[i] where bit i of `lanes` is set; nothing else is touched.
+TORCHACCEL_INLINE void f32_store_lanes(float* p, F32 a, uint32_t lanes) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), a);
+}
+// To 64 aligned bytes past the caches; f32_streamed before other threads read them.
+TORCHACCEL_INLINE void f32_stream(float* p, F32 a) { _mm512_stream_ps(p, a); }
+TORCHACCEL_INLINE void f32_streamed() { _mm_sfence(); }
 // Bit i of 16 becomes bit 2 * i.
 TORCHACCEL_INLINE uint32_t spread_bits(uint32_t bits) {
   bits = (bits | bits << 8) & 0x00ff00ff;

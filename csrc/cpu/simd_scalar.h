@@ -122,7 +122,16 @@ TORCHACCEL_INLINE F32 f32_merge(const F32& a, const float* p, uint32_t lanes) {
   }
   return merged;
 }
-// The same of p[2 * i].
+// Lane i to p[i] where bit i of `lanes` is set; nothing else is touched.
+TORCHACCEL_INLINE void f32_store_lanes(float* p, const F32& a, uint32_t lanes) {
+  for (int i = 0; i < 16; ++i) {
+    if (lanes >> i & 1) p[i] = a[i];
+  }
+}
+// Past the caches, where the processor can; here it cannot.
+TORCHACCEL_INLINE void f32_stream(float* p, const F32& a) { f32_store(p, a); }
+TORCHACCEL_INLINE void f32_streamed() {}
+// Lane i is p[2 * i] where bit i of `lanes` is set, else that of a; nothing else is read.
 TORCHACCEL_INLINE F32 f32_merge_even(const F32& a, const float* p, uint32_t lanes) {
   F32 merged = a;
   for (int i = 0; i < 16; ++i) {

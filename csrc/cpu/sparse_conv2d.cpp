@@ -1,7 +1,9 @@
-// sparse_conv2d in float32: checks, and shares of equal cost for the threads; see sparse_f32.inl.
+// sparse_conv2d in float32: checks, and the threads' shares; see sparse_f32.inl.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 
 #include "isa.h"
 #include "pack_sparse_f32.h"
@@ -10,25 +12,48 @@
 namespace torchaccel {
 namespace {
 
-// Estimated cycles of one tile's slabs [0, slab): of a step's four rows, and of what each row costs besides.
-int64_t cost(const SparseF32& w, int64_t slab) {
-  const int64_t rows = slab * kSlabRows < w.channels ? slab * kSlabRows : w.channels;
-  return 20 * w.first_step(slab) + 15 * rows * w.chunks();
+// Threads as a grid of shares: of the output pixels, and of the slabs.
+struct Grid {
+  int64_t pixels, slabs;
+};
+
+// Estimated cycles of a share: of a step's four rows, of what each row costs besides, and of filling the panel.
+int64_t cost(const SparseF32& w, const ShareF32& share) {
+  const int64_t end = share.last_slab * kSlabRows < w.channels ? share.last_slab * kSlabRows : w.channels;
+  const int64_t rows = (end - share.first_slab * kSlabRows) * w.chunks();
+  const int64_t steps = w.first_step(share.last_slab) - w.first_step(share.first_slab);
+  const int64_t vectors = share.vectors(), tiles = share.tiles();
+  return 3 * steps * (vectors + tiles) + 2 * rows * (vectors + tiles) + 4 * w.depth * vectors;
 }
 
-// The first task (tile * slabs + slab) of thread `part` of `parts`, so that all have about the same cost.
-int64_t first_task(const SparseF32& w, const ImageF32& image, int64_t part, int64_t parts) {
-  const int64_t slabs = w.slabs(), last = image.tiles() - 1;
-  if (part == parts) return (last + 1) * slabs;
-  // The last tile has fewer vectors; a step costs a vector more than it computes.
-  const int64_t left = image.in.rows() - last * image.tile_pixels();
-  const int64_t share = 100 * ((left + 15) / 16 + 1) / (image.tile_pixels() / 16 + 1);
-  const int64_t each = 100 * cost(w, slabs);
-  const int64_t target = (last * each + share * cost(w, slabs)) / parts * part;
-  const int64_t tile = target / each < last ? target / each : last;
+// The first slab of share `part` of `parts`, so that all have about as many nonzeros.
+int64_t first_slab(const SparseF32& w, int64_t part, int64_t parts) {
+  if (part == parts) return w.slabs();
+  const int64_t first = w.first_step(0), twice = 2 * (first + (w.steps - first) * part / parts);
   int64_t slab = 0;
-  while (slab < slabs && (tile < last ? 100 : share) * cost(w, slab) < target - tile * each) ++slab;
-  return tile * slabs + slab;
+  while (slab < w.slabs() && w.first_step(slab) + w.first_step(slab + 1) < twice) ++slab;
+  return slab;
+}
+
+ShareF32 share_of(const SparseF32& w, int64_t vectors, const Grid& grid, int64_t part) {
+  const int64_t pixel = part / grid.slabs, slab = part % grid.slabs;
+  return {vectors * pixel / grid.pixels, vectors * (pixel + 1) / grid.pixels, first_slab(w, slab, grid.slabs),
+          first_slab(w, slab + 1, grid.slabs)};
+}
+
+// The grid of at most `parts` whose largest share costs least.
+Grid grid_of(const SparseF32& w, int64_t vectors, int64_t parts) {
+  Grid best = {1, 1};
+  int64_t least = INT64_MAX;
+  for (int64_t slabs = 1; slabs <= w.slabs() && slabs <= parts; ++slabs) {
+    const Grid grid = {parts / slabs < vectors ? parts / slabs : vectors, slabs};
+    int64_t most = 0;
+    for (int64_t slab = 0; slab < slabs; ++slab) {
+      most = std::max(most, cost(w, share_of(w, vectors, grid, (grid.pixels - 1) * slabs + slab)));
+    }
+    if (most < least) best = grid, least = most;
+  }
+  return best;
 }
 
 // A 1x1 kernel that reads each pixel once: images are rows of pixels.
@@ -74,7 +99,8 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const Tensor& column
                       activation_of(args.op(), activation),
                       channels_last,
                       channels,
-                      image.in.oh * image.in.ow};
+                      image.in.oh * image.in.ow,
+                      4 * (x.numel() + out.numel()) > kStreamBytes};
   output.bias = args.vector<float>("bias", bias, ScalarType::Float, channels);
   Tensor kept_residual = out;
   if (residual.has_value()) {
@@ -89,18 +115,16 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& values, const Tensor& column
 
   flatten(image.in);
   const Kernels& kernel = kernels();
-  const int64_t tiles = image.tiles(), tasks = tiles * weights.slabs();
-  int64_t parts = threads_for(static_cast<double>(tiles) * static_cast<double>(cost(weights, weights.slabs())));
-  parts = parts < tasks ? parts : tasks;
+  const int64_t vectors = (image.in.rows() + 15) / 16;
+  const double all = static_cast<double>(cost(weights, {0, vectors, 0, weights.slabs()}));
+  const Grid grid = grid_of(weights, vectors, threads_for(all));
   std::atomic<bool> valid = true;
-  run_parts(parts, [&](int64_t part) {
-    const int64_t begin = first_task(weights, image, part, parts), end = first_task(weights, image, part + 1, parts);
+  run_parts(grid.pixels * grid.slabs, [&](int64_t part) {
+    const ShareF32 share = share_of(weights, vectors, grid, part);
     // Each thread checks what it is about to read, which brings it into its cache.
-    const int64_t slabs = weights.slabs(), slab = begin % slabs;
-    const bool some = slab + (end - begin) <= slabs;
-    if (kernel.sparse_f32_valid(weights, some ? slab : 0, some ? slab + (end - begin) : slabs)) {
+    if (kernel.sparse_f32_valid(weights, share.first_slab, share.last_slab)) {
       const Scratch scratch(sparse_f32_bytes(weights));
-      kernel.sparse_f32(image, weights, output, begin, end, scratch.data());
+      kernel.sparse_f32(image, weights, output, share, scratch.data());
     } else {
       valid = false;
     }

@@ -42,16 +42,26 @@ struct OutputF32 {
   bool channels_last;
   int64_t channels;
   int64_t plane;  // OH * OW
+  bool streams;   // past the caches, where whole lines are written: they would not stay there until they are read
 };
+
+// Bytes of inputs and outputs that do not stay in the caches from one layer to the next.
+constexpr int64_t kStreamBytes = 24 << 20;
 
 // The image is an Input whose channels are counted in bytes, 4 * C; contiguous or channels_last.
 struct ImageF32 {
   Input in;
   bool channels_last;
   int64_t channels() const { return in.c / 4; }
-  int64_t tiles() const { return (in.rows() + kTilePixels - 1) / kTilePixels; }
-  // Of a tile, in whole vectors, so that all have about as many.
-  int64_t tile_pixels() const { return ((in.rows() + 15) / 16 + tiles() - 1) / tiles() * 16; }
+};
+
+// What a thread computes: vectors of 16 output pixels [begin, end), of slabs [first_slab, last_slab).
+struct ShareF32 {
+  int64_t begin, end, first_slab, last_slab;
+  int64_t vectors() const { return end - begin; }
+  int64_t tiles() const { return (16 * vectors() + kTilePixels - 1) / kTilePixels; }
+  // Where a tile begins, so that all have about as many.
+  int64_t tile(int64_t index) const { return begin + vectors() * index / tiles(); }
 };
 
 // A panel with room to run over its end, the sums of a run of slabs, and the padding of 16 pixels.

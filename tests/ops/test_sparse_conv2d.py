@@ -86,6 +86,13 @@ def test_densities(density: float) -> None:
         check(GEOMETRIES[3], pattern, nhwc=False, residual=True, activation="none", density=density)
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("size", [(448, 448), (447, 449)], ids=str)
+def test_outputs_that_do_not_stay_in_caches(size: tuple[int, int]) -> None:
+    """Whole lines are stored past the caches; planes of the second size begin anywhere."""
+    check((1, 32, *size, 8, (1, 1), (1, 1), (0, 0), (1, 1)), "unstructured", False, residual=True, activation="relu")
+
+
 @pytest.mark.parametrize("o", [1, 2, 3, 5, 127, 129, 131])
 @pytest.mark.usefixtures("isa")
 def test_odd_channels(o: int) -> None:
