@@ -235,16 +235,13 @@ def test_which_layers_a_chain_takes() -> None:
     assert takes(conv) and takes(Int8MaxPool2d(2)) and not takes(Int8MaxPool2d(2, ceil_mode=True))
     conv.set_float()  # type: ignore[operator]
     assert not takes(conv) and takes(conv, connected=False)
-    conv.activation = "gelu"  # type: ignore[assignment]
+    conv.input = "dynamic"  # type: ignore[assignment]
     assert not takes(conv, connected=False)
 
 
 def test_which_float_layers_a_chain_takes() -> None:
     conv = float_bodies.make(SPARSE).get_submodule("layer2")
     assert takes(conv) and not takes(nn.Conv2d(8, 8, 1)) and not takes(conv.half())
-    conv = conv.float()
-    conv.fuse_activation("gelu")  # type: ignore[operator]
-    assert not takes(conv)
 
 
 def test_which_dense_layers_a_chain_takes() -> None:
@@ -252,7 +249,7 @@ def test_which_dense_layers_a_chain_takes() -> None:
     assert takes(DenseConv2d(9, 9, 3, groups=9)) and takes(DenseConv2d(6, 9, 3, groups=3))
     for settings in ({"padding": "same"}, {"padding_mode": "reflect", "padding": 1}):
         assert not takes(DenseConv2d(3, 9, 3, **settings))
-    assert not takes(DenseConv2d(3, 8, 1).half()) and not takes(DenseConv2d(3, 8, 1, activation="gelu"))
+    assert not takes(DenseConv2d(3, 8, 1).half()) and takes(DenseConv2d(3, 8, 1, activation="gelu"))
 
 
 def test_which_pooling_layers_a_chain_takes() -> None:
@@ -260,6 +257,9 @@ def test_which_pooling_layers_a_chain_takes() -> None:
     assert not takes(nn.MaxPool2d(2, ceil_mode=True)) and not takes(nn.MaxPool2d(2, return_indices=True))
     assert not takes(nn.MaxPool2d((1, 3), padding=1, dilation=2))
     assert takes(nn.AdaptiveAvgPool2d(1)) and takes(nn.AdaptiveAvgPool2d((1, 1)))
+    assert takes(nn.AvgPool2d(3, 1, 1)) and takes(nn.AvgPool2d(2, count_include_pad=False))
+    assert not takes(nn.AvgPool2d(3, padding=1, count_include_pad=False)) and not takes(nn.AvgPool2d(2, ceil_mode=True))
+    assert not takes(nn.AvgPool2d(2, divisor_override=3))
     assert not takes(nn.AdaptiveAvgPool2d(2)) and not takes(nn.AdaptiveAvgPool2d((None, 1)))
 
 
