@@ -122,6 +122,36 @@ def test_a_model_with_sums_is_prepared_again() -> None:
     assert all(isinstance(again.dense.get_submodule(name), Add) for name in again.weightless)
 
 
+class Summed(nn.Module):
+    """A layer that was made by hand, called as often as is said, and activated behind its last call."""
+
+    def __init__(self, made: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.a, self.sum, self.calls = nn.Conv2d(3, 3, 1), made, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        for _ in range(self.calls):
+            y = self.sum(y, x)
+        return self.a(torch.relu(y))
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("int8", [True, False])
+def test_an_activation_behind_a_given_sum_is_its_own(int8: bool, calls: int) -> None:
+    u8 = InputRange(0.05, 128)
+    model = Summed(Int8Add.from_ranges(u8, u8) if int8 else Add(), calls).eval()
+    with torch.no_grad():
+        expected = model(X)
+        prepared = prepare(model, (X,))
+        assert prepared.note is None and model.sum.activation == "none"
+        near(prepared.dense(X), expected, 0.05 if int8 else 1e-5)
+        chosen = {name: prepared.given[name] for name in prepared.weightless if int8}
+        near(assemble(prepared.dense, chosen)(X), expected, 0.05 if int8 else 1e-5)
+        assert len(chosen) == (int8 and calls == 1)
+        assert torch.equal(model(X), expected)
+
+
 def _sum(first: InputRange, second: InputRange, output: InputRange | None) -> Int8Add:
     made = Int8Add.from_ranges(first, second, "relu")
     if output is not None:

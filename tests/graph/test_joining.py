@@ -307,7 +307,7 @@ class Enlarging(nn.Module):
         a = self.a(x)
         b = self.b(a)
         y = self.d(torch.cat([self.larger(self.c(b)), b], 1))
-        return self.e(F.interpolate(y, scale_factor=2.0, mode="nearest") + a)
+        return self.e(F.interpolate(y, scale_factor=[2, 2.0], mode="nearest") + a)
 
 
 @pytest.mark.parametrize("convert", [all_int8, all_sparse])
@@ -337,6 +337,8 @@ def test_upsampling_is_in_the_chain(convert, tmp_path: Path) -> None:
         nn.Upsample(size=(48, 72)),
         nn.Upsample(scale_factor=1.5),
         nn.Upsample(scale_factor=(2, 3)),
+        lambda x: F.interpolate(x[:, :, None], scale_factor=(1, 2, 2))[:, :, 0],
+        nn.Sequential(nn.Flatten(2), nn.Upsample(scale_factor=(2,)), nn.Unflatten(1, (4, 1))),
         lambda x: F.interpolate(x, size=x.shape[2:]),
         lambda x: F.interpolate(x, (30, 40)),
         lambda x: F.interpolate(x, scale_factor=2, mode="bicubic", antialias=True),

@@ -141,6 +141,30 @@ def test_what_hooks_see_or_others_read_stays() -> None:
     assert prepared.note is None and not any(isinstance(m, DenseScale) for m in prepared.dense.modules())
 
 
+def test_one_without_statistics_or_of_another_type_stays() -> None:
+    model, x = settled(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3))), X.half()
+    model[1].running_mean = model[1].running_var = None
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        prepared = prepare(copy.deepcopy(model), (given,))
+        assert prepared.note is None and not any(isinstance(m, DenseScale) for m in prepared.dense.modules())
+
+
+def test_it_is_trained_as_before() -> None:
+    model = net(PreActivation)
+    model.n1.requires_grad_(False)
+    dense = prepare(model, (X,)).dense
+    assert dense.get_submodule("n3").weight.requires_grad and not dense.get_submodule("n1").weight.requires_grad
+
+
+def test_plans_draw_no_random_numbers() -> None:
+    model = prepare(net(PreActivation), (X,)).dense
+    fast = assemble(model, {}, names_of(model, (DenseConv2d,)))
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        fast(X)
+    assert chains(fast) and torch.equal(torch.get_rng_state(), before)
+
+
 def test_one_that_is_called_twice_is_a_layer_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from torchaccel.graph.shapes import value_of
+from torchaccel.graph.shapes import Value, value_of
 from torchaccel.graph.trace import calls, has_hooks, module_of, read_elsewhere, set_module
 from torchaccel.nn import Int8Conv2d, Int8ConvTranspose2d, Int8Linear, Int8LinearWeightOnly, SparseInt8Conv2d
 
@@ -48,14 +48,15 @@ def _folded(layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Modul
     return None
 
 
-def _as_conv(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Conv2d | None:
+def _as_conv(norm: nn.BatchNorm1d | nn.BatchNorm2d, value: Value | None) -> nn.Conv2d | None:
     """A BatchNorm of images as a depthwise convolution, in float32: the shift of a half type would lose digits."""
     gamma, beta = _affine(norm)
-    if type(norm) is not nn.BatchNorm2d or gamma.dtype != torch.float32:
+    if type(norm) is not nn.BatchNorm2d or value is None or not value.dtype == gamma.dtype == torch.float32:
         return None
     channels = norm.num_features
     conv = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
-    conv.weight, conv.bias = (nn.Parameter(v, requires_grad=False) for v in (gamma.view(-1, 1, 1, 1), beta))
+    trained = norm.weight is not None and norm.weight.requires_grad
+    conv.weight, conv.bias = (nn.Parameter(v, trained) for v in (gamma.view(-1, 1, 1, 1), beta))
     return conv.eval()
 
 
@@ -72,7 +73,7 @@ def fold(graph: fx.GraphModule) -> None:
         if isinstance(module, _NOTHING):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-        elif isinstance(module, _BATCH_NORMS) and module.track_running_stats:
+        elif isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
             before = node.args[0]
             layer = module_of(graph, before)
             value = value_of(before)
@@ -85,7 +86,7 @@ def fold(graph: fx.GraphModule) -> None:
                 set_module(graph, before.target, taken)
                 node.replace_all_uses_with(before)
                 graph.graph.erase_node(node)
-            elif node.target not in read and (conv := _as_conv(module)) is not None:
+            elif node.target not in read and (conv := _as_conv(module, value)) is not None:
                 set_module(graph, str(node.target), conv)
     graph.graph.lint()
     graph.delete_all_unused_submodules()

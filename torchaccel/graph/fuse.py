@@ -144,12 +144,14 @@ def fuse(graph: fx.GraphModule) -> None:
         if (
             not isinstance(layer, (*LAYERS, Add))
             or len(before.users) > 1
-            or (isinstance(layer, LAYERS) and before.target not in single)
+            or len(calls(graph)[str(before.target)]) > 1
             or layer.activation != "none"
             or has_hooks(layer)
         ):
             continue
-        layer.fuse_activation(activation)
+        fused = copy.copy(layer)  # the model that was given may hold it too
+        fused.fuse_activation(activation)
+        set_module(graph, str(before.target), fused)
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
     graph.graph.lint()

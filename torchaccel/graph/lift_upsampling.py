@@ -19,19 +19,21 @@ _SIGNATURE = inspect.signature(F.interpolate)
 def _layer(node: fx.Node) -> Upsample | None:
     """What a call of `F.interpolate` does, or None where it is another upsampling or the graph computes its size."""
     given = _SIGNATURE.bind(*node.args, **node.kwargs).arguments
-    settings = {name: value for name, value in given.items() if name not in ("input", "antialias")}
-    leaves = torch.utils._pytree.tree_leaves(settings)
-    if given.get("antialias", False) or any(isinstance(leaf, fx.Node) for leaf in leaves):
+    leaves = torch.utils._pytree.tree_leaves({name: value for name, value in given.items() if name != "input"})
+    if any(isinstance(leaf, fx.Node) for leaf in leaves):
         return None
-    return Upsample.like(nn.Upsample(**settings))
+    return Upsample.like(given.get("size"), given.get("scale_factor"), given.get("mode", "nearest"))
 
 
 def lift_upsampling(graph: fx.GraphModule) -> None:
     """In place; `note_values` comes before."""
-    for name in calls(graph):
+    for name, nodes in calls(graph).items():
         module = graph.get_submodule(name)
-        alike = type(module) in (nn.Upsample, nn.UpsamplingNearest2d) and not has_hooks(module)
-        if alike and (made := Upsample.like(module)) is not None:  # type: ignore[arg-type]
+        images = all((value := value_of(node)) is not None and len(value.shape) == 4 for node in nodes)
+        if not images or type(module) not in (nn.Upsample, nn.UpsamplingNearest2d) or has_hooks(module):
+            continue
+        assert isinstance(module, nn.Upsample)
+        if (made := Upsample.like(module.size, module.scale_factor, module.mode)) is not None:
             set_module(graph, name, made.eval())
     for node in list(graph.graph.nodes):
         value, name = value_of(node), f"lifted_{node.name}"

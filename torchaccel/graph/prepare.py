@@ -21,6 +21,7 @@ from torchaccel.graph.shapes import note_values
 from torchaccel.graph.trace import UntraceableError, calls, fingerprint, same_outputs, set_module, trace
 from torchaccel.graph.weightless import weightless, weightless_to_float
 from torchaccel.nn import (
+    Int8Add,
     Int8Conv2d,
     Int8ConvTranspose2d,
     Int8Linear,
@@ -131,6 +132,9 @@ def _fused(graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Prepared:
     given = _to_float(graph, inputs)
     fuse(graph)
     reshape_views(graph)
+    for name, module in given_weightless.items():
+        if isinstance(module, Int8Add):
+            module.activation = str(graph.get_submodule(name).activation)
     for name, module in given.items():
         if module.activation != (fused := graph.get_submodule(name).activation):
             module.fuse_activation(fused)  # type: ignore[operator]

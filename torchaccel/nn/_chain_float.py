@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -50,12 +51,10 @@ def _group(m: Conv) -> Groups:
 
 def _as_conv(m: Add | nn.AvgPool2d, channels: int) -> DenseConv2d:
     """A sum as a depthwise convolution of ones that takes a residual, or an average as one of its window."""
-    if isinstance(m, Add):
-        conv = DenseConv2d(channels, channels, 1, groups=channels, bias=False, activation=m.activation)
-    else:
-        window = window_of(m)
-        conv = DenseConv2d(channels, channels, *window, groups=channels, bias=False)
-    weight = torch.full_like(conv.weight, 1 / (conv.kernel_size[0] * conv.kernel_size[1]))
+    window, activation = (Window(), m.activation) if isinstance(m, Add) else (window_of(m), "none")
+    settings: dict[str, Any] = {"groups": channels, "bias": False, "activation": activation, "device": "meta"}
+    conv = DenseConv2d(channels, channels, *window, **settings)  # without random numbers
+    weight = torch.full(conv.weight.shape, 1 / (conv.kernel_size[0] * conv.kernel_size[1]))
     conv.weight = nn.Parameter(weight, requires_grad=False)
     return conv
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +30,14 @@ class Upsample(nn.Module):
         self.factor = factor
 
     @classmethod
-    def like(cls, module: nn.Upsample) -> Upsample | None:
-        """The same as a layer of torch.nn, or None where that is another one."""
-        factor = module.scale_factor
-        both = factor if isinstance(factor, tuple) else (factor, factor)
-        if module.mode != "nearest" or module.size is not None or None in both:
+    def like(cls, size: Any, scale_factor: Any, mode: str) -> Upsample | None:
+        """The same as `nn.Upsample` of images with these arguments, or None where that is another one."""
+        factors = tuple(scale_factor) if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+        if mode != "nearest" or size is not None or len(factors) != 2 or factors[0] != factors[1]:
             return None
-        height, width = cast("tuple[float, float]", both)
-        return cls(int(height)) if height == width == int(height) >= 1 else None
+        factor = factors[0]
+        whole = isinstance(factor, int | float) and math.isfinite(factor) and factor == int(factor) >= 1
+        return cls(int(factor)) if whole else None
 
     def forward(self, input: Tensor) -> Tensor:
         bytes = input.dtype == torch.int8  # which torch has no kernel for
