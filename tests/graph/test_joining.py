@@ -368,3 +368,19 @@ def test_upsampling_repeats_pixels() -> None:
         assert torch.equal(y, x.repeat_interleave(3, 2).repeat_interleave(3, 3)) and y.dtype == x.dtype
     with pytest.raises(ValueError, match=r"Upsample: factor is 0, accepted are integers of at least 1"):
         Upsample(0)
+
+
+def test_pooling_with_a_list_of_sizes_reloads(tmp_path: Path) -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 8), conv(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.avg_pool2d(self.a(x), [2, 1], [1, 2]))
+
+    prepared, chosen = all_int8(net(Listed), X)
+    fast = assemble(prepared.dense, chosen, chosen.keys())
+    ta.save(fast, tmp_path / "m.safetensors")
+    with torch.no_grad():
+        assert torch.equal(ta.load(tmp_path / "m.safetensors", Listed)(X), fast(X))

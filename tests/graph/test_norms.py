@@ -77,6 +77,14 @@ def test_a_scale_is_a_depthwise_convolution(layout: torch.memory_format, activat
         layer.zero_grad()
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 3), (3, 4, 4)])
+def test_a_scale_refuses_what_the_convolution_refuses(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    for given in (x, x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"[Ee]xpected|convolution"):
+            DenseScale.from_float(nn.Conv2d(1, 1, 1, groups=1))(given)
+
+
 def test_a_scale_follows_its_weights() -> None:
     layer = DenseScale.from_float(nn.Conv2d(3, 3, 1, groups=3))
     with torch.no_grad():

@@ -25,6 +25,8 @@ class DenseScale(DenseConv2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         assert self.bias is not None
+        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
+            return super().forward(input, residual)  # which says what it accepts
         weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
         if input.dim() != 4 or not input.is_contiguous():  # rows of channels, with which batch_norm is slower
             return self._finish(torch.addcmul(bias, input, weight), residual)

@@ -40,9 +40,9 @@ class Upsample(nn.Module):
         return cls(int(factor)) if whole else None
 
     def forward(self, input: Tensor) -> Tensor:
-        bytes = input.dtype == torch.int8  # which torch has no kernel for
-        y = F.interpolate(input.view(torch.uint8) if bytes else input, scale_factor=self.factor)
-        return y.view(torch.int8) if bytes else y
+        if input.dtype == torch.int8:  # which torch has no kernel for
+            return self.forward(input.view(torch.uint8)).view(torch.int8)
+        return F.interpolate(input, scale_factor=self.factor)
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"

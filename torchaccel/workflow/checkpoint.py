@@ -251,6 +251,8 @@ def _same_sizes(there: nn.Module, made: nn.Module) -> None:
         given, expected = getattr(made, name, None), getattr(there, name, None)
         if isinstance(given, tuple) and isinstance(expected, int):  # pooling layers keep one number for both sides
             expected = expected, expected
+        if isinstance(given, tuple) and isinstance(expected, list):
+            expected = tuple(expected)
         if given != expected:
             raise ValueError(f"{name} is {expected} in the model, {given} in the file")
 
