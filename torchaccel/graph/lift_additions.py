@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 
 import torch
 from torch import fx
 
 from torchaccel.graph.shapes import is_fresh, value_of
+from torchaccel.graph.trace import call_instead
 from torchaccel.nn.add import Add
 
 OUT_OF_PLACE = (operator.add, torch.add, "add")
@@ -26,17 +26,9 @@ def is_addition(node: fx.Node) -> bool:
 def lift_addition(graph: fx.GraphModule, node: fx.Node) -> None:
     """Replace an addition of images by a module, in place, unless it changes a tensor that others may share."""
     value, (left, right) = value_of(node), node.args
-    assert isinstance(left, fx.Node)
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
     if value is None or len(value.shape) != 4 or not value.dtype.is_floating_point:
         return
     if node.target not in OUT_OF_PLACE and (len(left.users) > 1 or not is_fresh(graph, left)):
         return
-    name = f"lifted_{node.name}"
-    if hasattr(graph, name):
-        return
-    graph.add_submodule(name, Add().eval())
-    with graph.graph.inserting_before(node):
-        call = graph.graph.call_module(name, (left, right))
-    call.meta = copy.copy(node.meta)
-    node.replace_all_uses_with(call)
-    graph.graph.erase_node(node)
+    call_instead(graph, node, Add(), left, right)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from torchaccel.graph.shapes import value_of
-from torchaccel.graph.trace import calls, has_hooks, set_module
+from torchaccel.graph.trace import call_instead, calls, has_hooks, set_module
 from torchaccel.graph.weightless import POOLS
 
 _WINDOWS = ("kernel_size", "stride", "padding")
@@ -70,15 +70,12 @@ def lift_pools(graph: fx.GraphModule) -> None:
             made, flat = nn.AdaptiveAvgPool2d(1), not (_settings(node, ("dim", "keepdim")) or {}).get("keepdim", False)
         else:
             continue
-        name = f"lifted_{node.name}"
-        if hasattr(graph, name):
-            continue
-        graph.add_submodule(name, made.eval())
-        with graph.graph.inserting_before(node):
-            call = graph.graph.call_module(name, (node.all_input_nodes[0],))
-            call.meta = copy.copy(node.meta)
-            result = graph.graph.call_function(torch.flatten, (call, 1)) if flat else call
-        node.replace_all_uses_with(result)
-        graph.graph.erase_node(node)
+        call = call_instead(graph, node, made, node.all_input_nodes[0])
+        if call is not None and flat:
+            readers = list(call.users)
+            with graph.graph.inserting_after(call):
+                flattened = graph.graph.call_function(torch.flatten, (call, 1))
+            for reader in readers:
+                reader.replace_input_with(call, flattened)
     graph.graph.lint()
     graph.recompile()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from torchaccel.graph.shapes import value_of
-from torchaccel.graph.trace import calls, has_hooks, set_module
+from torchaccel.graph.trace import call_instead, calls, has_hooks, set_module
 from torchaccel.nn.upsample import Upsample
 
 _SIGNATURE = inspect.signature(F.interpolate)
@@ -36,15 +35,9 @@ def lift_upsampling(graph: fx.GraphModule) -> None:
         if (made := Upsample.like(module.size, module.scale_factor, module.mode)) is not None:
             set_module(graph, name, made.eval())
     for node in list(graph.graph.nodes):
-        value, name = value_of(node), f"lifted_{node.name}"
-        if node.target is not F.interpolate or value is None or len(value.shape) != 4 or hasattr(graph, name):
+        value = value_of(node)
+        if node.target is not F.interpolate or value is None or len(value.shape) != 4:
             continue
-        if (made := _layer(node)) is None:
-            continue
-        graph.add_submodule(name, made.eval())
-        with graph.graph.inserting_before(node):
-            call = graph.graph.call_module(name, (node.all_input_nodes[0],))
-        call.meta = copy.copy(node.meta)
-        node.replace_all_uses_with(call)
-        graph.graph.erase_node(node)
+        if (made := _layer(node)) is not None:
+            call_instead(graph, node, made, node.all_input_nodes[0])
     graph.recompile()

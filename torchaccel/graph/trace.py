@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -152,3 +153,17 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` at the dotted `name`."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
+
+
+def call_instead(graph: fx.GraphModule, node: fx.Node, module: nn.Module, *inputs: fx.Node) -> fx.Node | None:
+    """Call a module where a node calls a function; None, with nothing changed, if its name is taken."""
+    name = f"lifted_{node.name}"
+    if hasattr(graph, name):
+        return None
+    graph.add_submodule(name, module.eval())
+    with graph.graph.inserting_before(node):
+        call = graph.graph.call_module(name, inputs)
+    call.meta = copy.copy(node.meta)
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
+    return call
