@@ -8,14 +8,17 @@ from torchaccel.workflow.accelerate import accelerate
 from torchaccel.workflow.benchmark import benchmark
 from torchaccel.workflow.checkpoint import load, save
 from torchaccel.workflow.doctor import doctor
+from torchaccel.workflow.layer_table import Sensitivity
 from torchaccel.workflow.optimize import optimize
 from torchaccel.workflow.result import Result
+from torchaccel.workflow.sensitivity import sensitivity
 
 __all__ = [
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",
     "Result",
+    "Sensitivity",
     "Sparsity",
     "__version__",
     "accelerate",
@@ -28,5 +31,6 @@ __all__ = [
     "optimize",
     "quantize_",
     "save",
+    "sensitivity",
     "sparsify_",
 ]

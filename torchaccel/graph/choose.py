@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,7 +96,8 @@ def kind(module: nn.Module) -> str:
     return f"{words} {pattern} sparse" if pattern else words + (" weight-only" if "WeightOnly" in name else "")
 
 
-def _shape(dense: nn.Module, args: tuple[Tensor, ...]) -> str:
+def shape_words(dense: nn.Module, args: tuple[Tensor, ...]) -> str:
+    """The shapes of what a layer reads and of its weight: "(1, 64) @ (10, 64)"."""
     x, weight = args[0], getattr(dense, "weight", None)
     if weight is None:
         return f"{tuple(x.shape)}"
@@ -113,6 +114,51 @@ def _refusal(module: nn.Module, args: tuple[Tensor, ...]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _error(model: nn.Module, trial: Mapping[str, nn.Module], inputs: tuple[Tensor, ...]) -> str | None:
+    try:
+        with torch.no_grad():
+            assemble(model, trial).forward(*inputs)
+    except Exception as error:  # whatever the model's own code raises
+        return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+    return None
+
+
+def able(
+    model: nn.Module, trial: Mapping[str, nn.Module], inputs: tuple[Tensor, ...]
+) -> tuple[Mapping[str, nn.Module], dict[str, str]]:
+    """Those of `trial` with which the model runs, and why it does not with the others.
+
+    The model's code may read a layer's weight or its output's strides.
+    """
+    if _error(model, trial, inputs) is None:
+        return trial, {}
+    errors = {name: _error(model, {name: module}, inputs) for name, module in trial.items()}
+    ran = {name: module for name, module in trial.items() if errors[name] is None}
+    if (error := _error(model, ran, inputs)) is not None:
+        ran, errors = {}, dict.fromkeys(trial, error)
+    words = {name: f"with {kind(trial[name])} the model raises {errors[name]}" for name in trial.keys() - ran.keys()}
+    return ran, words
+
+
+def timings(
+    model: nn.Module,
+    trial: Mapping[str, nn.Module],
+    timed: Collection[str],
+    inputs: tuple[Tensor, ...],
+    dense_args: Mapping[str, tuple[Tensor, ...]],
+    cache: ChoiceCache,
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Time the layers of `timed` inside a model that holds all of `trial`, each against its dense layer.
+
+    Yields each name with the comparison, or None where a layer that only hands int8 on is handed floats.
+    """
+    assembled = assemble(model, trial)
+    for name, args in arguments(assembled, timed, inputs).items():
+        candidate, dense = assembled.get_submodule(name), model.get_submodule(name)
+        idle = isinstance(candidate, INT8_WEIGHTLESS) and any(a.is_floating_point() for a in args)
+        yield name, None if idle else _timed(dense, dense_args[name], candidate, args, cache)
 
 
 def choose(
@@ -180,43 +226,23 @@ class _Contest:
         weight = getattr(dense, "weight", None)
         zeros = 0.0 if weight is None or not weight.numel() else float((weight == 0).float().mean())
         layer = type(dense).__name__.removeprefix("Dense")
-        shape = _shape(dense, self.dense_args[name])
+        shape = shape_words(dense, self.dense_args[name])
         self.choices[name] = Choice(name, layer, shape, zeros, "dense float", 1.0, None, None, reason)
 
     def run(self, trial: Mapping[str, nn.Module], timed: Collection[str]) -> None:
         """Time the layers of `timed` inside a model that holds all of `trial`."""
-        trial = self._able(trial)
+        trial, errors = able(self.model, trial, self.inputs)
+        for name in errors.keys() - self.winners.keys():
+            self.enter(name, f"kept dense: {errors[name]}")
         timed = [name for name in timed if name in trial]
         if not timed:
             return
-        assembled = assemble(self.model, trial)
-        for name, args in arguments(assembled, timed, self.inputs).items():
-            candidate, dense = assembled.get_submodule(name), self.model.get_submodule(name)
-            if isinstance(candidate, INT8_WEIGHTLESS) and any(a.is_floating_point() for a in args):
+        for name, result in timings(self.model, trial, timed, self.inputs, self.dense_args, self.cache):
+            if result is None:
                 self.enter(name, "kept dense: it is handed floats")
             else:
-                self._judge(name, trial[name], _timed(dense, self.dense_args[name], candidate, args, self.cache))
+                self._judge(name, trial[name], result)
             self.tick(name)
-
-    def _able(self, trial: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
-        """Those of `trial` with which the model runs: its code may read a layer's weight or its output's strides."""
-        if self._error(trial) is None:
-            return trial
-        errors = {name: self._error({name: module}) for name, module in trial.items()}
-        able = {name: module for name, module in trial.items() if errors[name] is None}
-        if (error := self._error(able)) is not None:
-            able, errors = {}, dict.fromkeys(trial, error)
-        for name in trial.keys() - able.keys() - self.winners.keys():
-            self.enter(name, f"kept dense: with {kind(trial[name])} the model raises {errors[name]}")
-        return able
-
-    def _error(self, trial: Mapping[str, nn.Module]) -> str | None:
-        try:
-            with torch.no_grad():
-                assemble(self.model, trial).forward(*self.inputs)
-        except Exception as error:  # whatever the model's own code raises
-            return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
-        return None
 
     def _judge(self, name: str, module: nn.Module, result: Mapping[str, float]) -> None:
         batch = self.inputs[0].shape[0] if self.inputs[0].dim() else 1

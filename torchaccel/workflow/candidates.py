@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,10 +43,17 @@ Build = Callable[[], nn.Module]  # raises ValueError with the reason where it ca
 
 @dataclass(frozen=True)
 class Candidates:
-    """Layer name -> modules that could serve there, and layer name -> why none could."""
+    """What each layer could run as.
+
+    Attributes:
+        alternatives: layer name -> modules that could serve there.
+        kept: layer name -> why none could.
+        unserved: of the layers kept, those that only lack a kernel -> the module that a reference would serve.
+    """
 
     alternatives: Mapping[str, Sequence[nn.Module]]
     kept: Mapping[str, str]
+    unserved: Mapping[str, nn.Module]
 
 
 def served(module: nn.Module, device: torch.device) -> str | None:
@@ -132,7 +139,11 @@ def _builds(
 
 
 def candidates(
-    prepared: Prepared, device: torch.device, int8: Int8 | None = None, ranges: Mapping[str, InputRange] | None = None
+    prepared: Prepared,
+    device: torch.device,
+    int8: Int8 | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
+    left_out: Collection[str] = (),
 ) -> Candidates:
     """Find each layer's other forms that a native kernel serves.
 
@@ -141,13 +152,18 @@ def candidates(
         device: where they will run.
         int8: how float layers are quantized, or None.
         ranges: layer name -> the range of its input, for `Int8Static`.
+        left_out: layers that stay as they are.
     """
     alternatives: dict[str, list[nn.Module]] = {}
     kept: dict[str, str] = {}
+    unserved: dict[str, nn.Module] = {}
     # Without weights, a layer is exchanged only to hand int8 on, which layers with static ranges take.
     static = bool(ranges) or any(getattr(module, "input", None) == "static" for module in prepared.given.values())
     between = prepared.weightless if static else []
     for name in (*prepared.names, *between):
+        if name in left_out:
+            kept[name] = "kept dense: filter_fn left it out"
+            continue
         for build in _builds(prepared, name, device, int8, ranges or {}):
             try:
                 module = build if isinstance(build, str) else build()
@@ -156,6 +172,12 @@ def candidates(
             reason = module if isinstance(module, str) else served(module, device)
             if isinstance(module, nn.Module) and reason is None:
                 alternatives.setdefault(name, []).append(module)
-            else:
-                kept[name] = f"kept dense: {reason}"
-    return Candidates(alternatives, {name: reason for name, reason in kept.items() if name not in alternatives})
+                continue
+            kept[name] = f"kept dense: {reason}"
+            if isinstance(module, nn.Module):
+                unserved.setdefault(name, module)
+    return Candidates(
+        alternatives,
+        {name: reason for name, reason in kept.items() if name not in alternatives},
+        {name: module for name, module in unserved.items() if name not in alternatives},
+    )

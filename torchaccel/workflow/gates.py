@@ -23,13 +23,18 @@ def moved(reference: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]) ->
 
     Equivalent to `(y - y_reference).norm() / y_reference.norm()`.
     """
-    with measure.inference():
-        expected, given = _flat(reference(*inputs)), _flat(model(*inputs))
+    return apart(outputs_of(reference, inputs), outputs_of(model, inputs))
+
+
+def apart(expected: Tensor, given: Tensor) -> float:
+    """How far two outputs are apart, relative to the size of the first."""
     return float((given - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-def _flat(outputs: object) -> Tensor:
-    leaves = [y for y in torch.utils._pytree.tree_leaves(outputs) if isinstance(y, Tensor)]
+def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """All that a model returns on `inputs` as one row of float32; integers only where there is nothing else."""
+    with measure.inference():
+        leaves = [y for y in torch.utils._pytree.tree_leaves(model(*inputs)) if isinstance(y, Tensor)]
     floats = [y for y in leaves if y.is_floating_point()] or leaves
     return torch.cat([y.flatten().to(torch.float32) for y in floats]) if floats else torch.zeros(1)
 

@@ -44,6 +44,7 @@ def optimize(
     calibration: Iterable[object] | None = None,
     evaluate: Evaluate | None = None,
     finetune: Callable[[nn.Module, int], None] | None = None,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
     max_drop: float = 0.005,
     min_speedup: float = 1.0,
 ) -> Result:
@@ -62,6 +63,8 @@ def optimize(
             without it the example inputs serve, and the report says so.
         evaluate: `evaluate(model) -> float`, higher is better; without it there is no accuracy gate.
         finetune: `finetune(model, step) -> None` trains the pruned model in place; the masks hold.
+        filter_fn: `filter_fn(module, name) -> bool` says which layers to prune and quantize, as in `sparsify_` and
+            `quantize_`; others stay dense float. `sensitivity` proposes one.
         max_drop: how much lower than before `evaluate` may end, in its own unit.
         min_speedup: what the lower end of the measured speed-up's 95% interval must reach.
 
@@ -93,7 +96,7 @@ def optimize(
 
     work = copy.deepcopy(original)
     if sparsity is not None:
-        _prune(work, sparsity, finetune, progress)
+        _prune(work, sparsity, filter_fn, finetune, progress)
     after_pruning = None if evaluate is None or sparsity is None else evaluated(evaluate, work, "pruned")
     if after_pruning is not None:
         notes.append(f"after pruning, in float: {after_pruning:.4f}")
@@ -105,7 +108,8 @@ def optimize(
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
     batches = [example_inputs] if calibration is None else calibration
     ranges = _ranges(prepared, int8, batches, len(example_inputs), progress)
-    found = candidates(prepared, example_inputs[0].device, int8, ranges)
+    left_out = [] if filter_fn is None else _left_out(prepared, original, filter_fn)
+    found = candidates(prepared, example_inputs[0].device, int8, ranges, left_out)
     winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
 
     accuracy_passed: bool | None = None
@@ -141,12 +145,16 @@ def optimize(
 
 
 def _prune(
-    model: nn.Module, sparsity: Sparsity, finetune: Callable[[nn.Module, int], None] | None, progress: Progress
+    model: nn.Module,
+    sparsity: Sparsity,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    finetune: Callable[[nn.Module, int], None] | None,
+    progress: Progress,
 ) -> None:
     steps = sparsity.steps or (sparsity.amount,)
     with progress.step("pruning", len(steps)) as tick:
         for step, amount in enumerate(steps):
-            sparsify_(model, replace(sparsity, amount=amount, steps=None))
+            sparsify_(model, replace(sparsity, amount=amount, steps=None), filter_fn)
             if finetune is not None:
                 try:
                     finetune(model, step)
@@ -154,6 +162,13 @@ def _prune(
                     raise RuntimeError(f"finetune raised {type(error).__name__} in step {step}: {error}") from error
             tick()
     finalize_masks_(model.eval())
+
+
+def _left_out(prepared: Prepared, model: nn.Module, filter_fn: Callable[[nn.Module, str], bool]) -> list[str]:
+    """The float layers that `filter_fn` rejects; it sees those of the model, or what tracing made a layer of."""
+    modules = dict(model.named_modules())
+    names = [name for name in prepared.names if name not in prepared.given]
+    return [name for name in names if not filter_fn(modules.get(name) or prepared.dense.get_submodule(name), name)]
 
 
 def _ranges(

@@ -1,0 +1,190 @@
+"""What `sensitivity` returns: a table of layers and forms, and the layers to leave out that follow from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from torchaccel.workflow.inputs import check_fraction
+
+FIGURES = ("sparsity", "move", "accuracy", "drop", "kernel", "speedup", "low", "dense_ms", "form_ms")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Which layers to leave out of one form; `filter_fn` goes into `sparsify_`, `quantize_` or `optimize`.
+
+    Attributes:
+        form: the form that the others get.
+        left_out: the layers that stay dense float: those without such a form, and those that cost too much.
+        taken: the layers that are changed.
+        move, drop: what changing them all is estimated to do to the output and to `evaluate` (None without it).
+        dense_ms: what all layers of the table take as they are, in milliseconds a batch, added up.
+        all_ms, ms: the same with every layer in its form where that is faster, and with the layers of `taken` alone.
+    """
+
+    form: str
+    left_out: list[str]
+    taken: list[str]
+    move: float
+    drop: float | None
+    dense_ms: float
+    all_ms: float
+    ms: float
+
+    def filter_fn(self, module: nn.Module, name: str) -> bool:
+        """Whether to change the layer of that name."""
+        return name in self.taken
+
+    def summary(self) -> str:
+        """A few lines of text."""
+        drop = "" if self.drop is None else f", evaluate falls by {self.drop:.4g}"
+        return (
+            f"{self.form}: {len(self.taken)} layers changed, {len(self.left_out)} left out\n"
+            f"  left out   {', '.join(self.left_out) or 'none'}\n"
+            f"  estimated  output moves by {self.move:.2%}{drop}\n"
+            f"  layers     {self.ms:.3f} ms; {self.all_ms:.3f} ms with all changed, {self.dense_ms:.3f} ms dense"
+        )
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How far each layer's forms, that layer alone changed, move the output, and how much faster they are.
+
+    Attributes:
+        layers: one dict for each form and layer, as in the JSON: `name`, `type`, `shape`, `form`; `sparsity`, the share
+            of zeros; `move`, `|y - y_dense| / |y_dense|` of the model's output; `accuracy`, what `evaluate` gave, and
+            `drop`, how much less that is than before; `kernel`, the fastest one, its `speedup` against the strongest
+            dense form with `low`, the lower end of the 95% interval, `dense_ms` and `form_ms`; `reason`, why a layer
+            has no such form or no kernel. What was not measured is None.
+        facts: `model`, `batch_size`, `accuracy` (of the model as given), `forms`, `notes`, `environment`.
+    """
+
+    layers: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**self.facts, "layers": self.layers}
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the table as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    def summary(self) -> str:
+        """A table for each form, the most sensitive layers first."""
+        place, before = self.facts["environment"], self.facts["accuracy"]
+        device = place["gpu"] or f"{place['threads']} threads of {place['cpu']}"
+        given = "" if before is None else f", evaluate gives {before:.4f}"
+        lines = [f"{self.facts['model']}, batch of {self.facts['batch_size']}, {device}{given}"]
+        lines += [f"note: {note}" for note in self.facts["notes"]]
+        for form in self.facts["forms"]:
+            rows = sorted(self._rows(form), key=_harm, reverse=True)
+            lines += ["", f"{form}, in one layer at a time", *_aligned([_HEAD, *map(_cells, rows)])]
+        return "\n".join(lines)
+
+    def leave_out(
+        self, *, max_move: float | None = None, max_drop: float | None = None, form: str | None = None
+    ) -> Proposal:
+        """Propose which layers to leave dense so that the others, all changed, stay within a limit and gain most.
+
+        Layers are taken in the order of harm for time saved while they fit. Estimates add up what was measured one
+        layer at a time: drops as they are, moves by their squares, as of errors that have nothing to do with each
+        other. They hold for small changes; what many layers pruned far do together, only `evaluate` tells.
+
+        Args:
+            max_move: how far the output may move, relative to its size; at least 0.
+            max_drop: how much `evaluate` may fall, in its own unit; at least 0.
+            form: one of `facts["forms"]`; None is the last, the sparsest.
+
+        Returns:
+            A Proposal; its `filter_fn` goes into `sparsify_`, `quantize_` or `optimize`.
+
+        Raises:
+            ValueError: no limit, a limit that is no such number, `max_drop` without `evaluate`, or an unknown form.
+
+        Source: the greedy solution of a knapsack, Dantzig, Discrete-Variable Extremum Problems, 1957.
+        """
+        forms = self.facts["forms"]
+        if form is not None and form not in forms:
+            raise ValueError(f"form: given {form!r}, accepted are {', '.join(map(repr, forms))}")
+        if max_move is None and max_drop is None:
+            raise ValueError("leave_out: neither max_move nor max_drop is given, accepted is at least one")
+        for name, limit in (("max_move", max_move), ("max_drop", max_drop)):
+            if limit is not None:
+                check_fraction(name, limit, 0.0, math.inf)
+        if max_drop is not None and self.facts["accuracy"] is None:
+            raise ValueError("max_drop: given for a table made without evaluate, accepted is max_move")
+        form = form or forms[-1]
+        rows = self._rows(form)
+        usable = [row for row in rows if row["speedup"] is not None]
+        limits = (math.inf if max_move is None else max_move**2, math.inf if max_drop is None else max_drop)
+        taken = set[str]()
+        spent: tuple[float, ...] = (0.0, 0.0)
+        for row in sorted(usable, key=lambda row: _price(row, limits)):
+            total = tuple(a + b for a, b in zip(spent, _costs(row), strict=True))
+            if all(t <= limit for t, limit in zip(total, limits, strict=True)):
+                taken.add(row["name"])
+                spent = total
+        dense_ms = sum(row["dense_ms"] for row in usable)
+        return Proposal(
+            form,
+            left_out=[row["name"] for row in rows if row["name"] not in taken],
+            taken=[row["name"] for row in rows if row["name"] in taken],
+            move=math.sqrt(spent[0]),
+            drop=None if self.facts["accuracy"] is None else spent[1],
+            dense_ms=dense_ms,
+            all_ms=dense_ms - sum(map(_saved, usable)),
+            ms=dense_ms - sum(_saved(row) for row in usable if row["name"] in taken),
+        )
+
+    def _rows(self, form: str) -> list[dict[str, Any]]:
+        return [row for row in self.layers if row["form"] == form]
+
+
+def _costs(row: dict[str, Any]) -> tuple[float, float]:
+    """What adds up over layers: the square of the move, and the drop, where a gain makes up for none."""
+    return row["move"] ** 2, max(row["drop"] or 0.0, 0.0)
+
+
+def _saved(row: dict[str, Any]) -> float:
+    """Milliseconds; a kernel that is slower is not used, though a chain may still hold the layer."""
+    return max(row["dense_ms"] - row["form_ms"], 0.0)
+
+
+def _price(row: dict[str, Any], limits: tuple[float, ...]) -> tuple[float, float]:
+    """The share of the limits that a layer uses up for a millisecond saved; among those that save none, its own."""
+    shares = [
+        cost / limit if limit else (math.inf if cost else 0.0) for cost, limit in zip(_costs(row), limits, strict=True)
+    ]
+    used, saved = max(shares), _saved(row)
+    return (used / saved if saved else math.inf if used else 0.0), used
+
+
+def _harm(row: dict[str, Any]) -> tuple[float, float]:
+    return (-math.inf if row["drop"] is None else row["drop"], -math.inf if row["move"] is None else row["move"])
+
+
+_HEAD = ("layer", "pruned", "moves", "drop", "speed-up", "dense ms", "ms", "kernel")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    spelled = (("sparsity", ".0%"), ("move", ".2%"), ("drop", "+.4f"), ("speedup", ".2f"), ("dense_ms", ".3f"))
+    cells = ["-" if row[key] is None else format(row[key], how) for key, how in (*spelled, ("form_ms", ".3f"))]
+    return row["name"], *cells, row["kernel"] or row["reason"] or "-"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns aligned: the first to the left, numbers to the right, the last one free."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [first.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:-1], strict=True)), last]
+        ).rstrip()
+        for first, *numbers, last in rows
+    ]
