@@ -45,7 +45,7 @@ class Proposal:
         """A few lines of text."""
         drop = "" if self.drop is None else f", evaluate falls by {self.drop:.4g}"
         return (
-            f"{self.form}: {len(self.taken)} layers changed, {len(self.left_out)} left out\n"
+            f"{self.form}: {len(self.taken)} of {len(self.taken) + len(self.left_out)} layers changed\n"
             f"  left out   {', '.join(self.left_out) or 'none'}\n"
             f"  estimated  output moves by {self.move:.2%}{drop}\n"
             f"  layers     {self.ms:.3f} ms; {self.all_ms:.3f} ms with all changed, {self.dense_ms:.3f} ms dense"
@@ -85,7 +85,7 @@ class Sensitivity:
         lines += [f"note: {note}" for note in self.facts["notes"]]
         for form in self.facts["forms"]:
             rows = sorted(self._rows(form), key=_harm, reverse=True)
-            lines += ["", f"{form}, in one layer at a time", *_aligned([_HEAD, *map(_cells, rows)])]
+            lines += ["", f"{form}, in one layer at a time", *_table(rows)]
         return "\n".join(lines)
 
     def leave_out(
@@ -166,25 +166,39 @@ def _price(row: dict[str, Any], limits: tuple[float, ...]) -> tuple[float, float
     return (used / saved if saved else math.inf if used else 0.0), used
 
 
-def _harm(row: dict[str, Any]) -> tuple[float, float]:
-    return (-math.inf if row["drop"] is None else row["drop"], -math.inf if row["move"] is None else row["move"])
+def _harm(row: dict[str, Any]) -> tuple[float, ...]:
+    """What rows are sorted by; those that were not measured come last."""
+    return (-1.0,) if row["move"] is None else _costs(row)[::-1]
 
 
-_HEAD = ("layer", "pruned", "moves", "drop", "speed-up", "dense ms", "ms", "kernel")
+_COLUMNS = {
+    "pruned": ("sparsity", ".0%"),
+    "moves": ("move", ".2%"),
+    "drop": ("drop", "+.4f"),
+    "speed-up": ("speedup", ".2f"),
+    "dense ms": ("dense_ms", ".3f"),
+    "ms": ("form_ms", ".3f"),
+}
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    spelled = (("sparsity", ".0%"), ("move", ".2%"), ("drop", "+.4f"), ("speedup", ".2f"), ("dense_ms", ".3f"))
-    cells = ["-" if row[key] is None else format(row[key], how) for key, how in (*spelled, ("form_ms", ".3f"))]
-    return row["name"], *cells, row["kernel"] or row["reason"] or "-"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns aligned: the first to the left, numbers to the right, the last one free."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [first.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:-1], strict=True)), last]
-        ).rstrip()
-        for first, *numbers, last in rows
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Columns aligned, numbers to the right; one without a figure is left out."""
+    columns = {
+        head: ["-" if row[key] is None else format(row[key], spelling) for row in rows]
+        for head, (key, spelling) in _COLUMNS.items()
+        if any(row[key] is not None for row in rows)
+    }
+    columns = {
+        "layer": [row["name"] for row in rows],
+        **columns,
+        "kernel": [row["kernel"] or row["reason"] or "-" for row in rows],
+    }
+    widths = {head: max(map(len, [head, *cells])) for head, cells in columns.items()}
+    aligned = [
+        [
+            cell.ljust(widths[head]) if head in ("layer", "kernel") else cell.rjust(widths[head])
+            for cell in (head, *cells)
+        ]
+        for head, cells in columns.items()
     ]
+    return ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
