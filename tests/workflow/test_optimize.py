@@ -226,3 +226,23 @@ def test_a_model_of_linear_layers() -> None:
     fast = ta.accelerate(model, (x,))
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_filter_fn_says_which_layers_are_changed(eager_only, monkeypatch) -> None:
+    _times(monkeypatch, 2.0)
+    asked: dict[str, nn.Module] = {}
+
+    def but_one(module: nn.Module, name: str) -> bool:
+        asked[name] = module
+        return name != "block1.conv2"
+
+    model = settled(SmallNet())
+    result = ta.optimize(model, X, sparsity=ta.Sparsity("1x4", 0.5), int8=ta.Int8Dynamic(), filter_fn=but_one)
+    layers = {layer["name"]: layer for layer in result.report.layers}
+    left = layers.pop("block1.conv2")
+    assert (left["chosen"], left["sparsity"]) == ("dense float", 0.0) and "filter_fn left it out" in left["reason"]
+    assert all(layer["chosen"].startswith("int8") for layer in layers.values())
+    assert layers["head"]["sparsity"] > 0.4  # which stays dense by default
+    assert set(asked) == {"block1.conv2", *layers} and all(isinstance(m, nn.Conv2d | nn.Linear) for m in asked.values())
+    plain = ta.optimize(model, X, int8=ta.Int8Dynamic(), filter_fn=lambda module, name: name == "head")
+    assert [layer["name"] for layer in plain.report.layers if layer["chosen"] != "dense float"] == ["head"]

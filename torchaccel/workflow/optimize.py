@@ -107,7 +107,7 @@ def optimize(
     if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
     batches = [example_inputs] if calibration is None else calibration
-    ranges = _ranges(prepared, int8, batches, len(example_inputs), progress)
+    ranges = input_ranges(prepared, int8, batches, len(example_inputs), progress)
     left_out = [] if filter_fn is None else _left_out(prepared, original, filter_fn)
     found = candidates(prepared, example_inputs[0].device, int8, ranges, left_out)
     winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
@@ -171,7 +171,7 @@ def _left_out(prepared: Prepared, model: nn.Module, filter_fn: Callable[[nn.Modu
     return [name for name in names if not filter_fn(modules.get(name) or prepared.dense.get_submodule(name), name)]
 
 
-def _ranges(
+def input_ranges(
     prepared: Prepared, int8: Int8 | None, batches: Iterable[object], inputs: int, progress: Progress
 ) -> dict[str, InputRange]:
     """The range of each layer's input, where the kind of int8 needs one."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchaccel.compress import Int8Dynamic, Int8Static, Sparsity, calibrate, finalize_masks_, sparsify_, why_kept
+from torchaccel.compress import Int8Dynamic, Int8Static, Sparsity, finalize_masks_, sparsify_, why_kept
 from torchaccel.compress.configs import check_config
 from torchaccel.compress.convert import why_not
 from torchaccel.compress.patterns import sparsity_of
@@ -25,6 +25,7 @@ from torchaccel.workflow.evidence import environment
 from torchaccel.workflow.gates import apart, outputs_of
 from torchaccel.workflow.inputs import Evaluate, check_inputs, evaluated
 from torchaccel.workflow.layer_table import FIGURES, Sensitivity
+from torchaccel.workflow.optimize import input_ranges
 from torchaccel.workflow.progress import Progress
 from torchaccel.workflow.running import inner
 
@@ -86,9 +87,8 @@ def sensitivity(
     static = next((form.int8 for form in forms if isinstance(form.int8, Int8Static)), None)
     if static is not None and calibration is None:
         notes.append("calibrated on example_inputs alone, for want of calibration batches")
-    batches = [example_inputs] if static is None or calibration is None else calibration
-    names = [*prepared.names, *prepared.weightless]
-    ranges = {} if static is None else calibrate(prepared.dense, names, batches, static, len(example_inputs))
+    batches = [example_inputs] if calibration is None else calibration
+    ranges = input_ranges(prepared, static, batches, len(example_inputs), progress)
     probe = _Probe(original, prepared, example_inputs, expected, ranges, evaluate, before, progress)
     rows = [row for number, form in enumerate(forms, 1) for row in probe.rows(form, f"form {number} of {len(forms)}")]
     probe.cache.save()
@@ -126,7 +126,7 @@ class _Form:
 
 
 def _several(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, Sequence) else [given]
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _forms(sparsity: object, int8: object) -> list[_Form]:
@@ -206,10 +206,8 @@ class _Probe:
                 else:
                     row = self._named(name, form) | {"reason": reasons.get(name)}
                 if name in measured:
-                    row |= {"sparsity": sparsity_of(layer_at(here.dense, name).weight)} | self._moves(
-                        name, form, measured[name]
-                    )
-                    row |= times.get(name, {})
+                    row["sparsity"] = sparsity_of(layer_at(here.dense, name).weight)
+                    row |= self._moves(name, form, measured[name]) | times.get(name, {})
                 self.done[form.label, name] = row
                 yield row
                 tick()
