@@ -68,6 +68,18 @@ def test_drops_add_up_and_gains_make_up_for_none() -> None:
     assert "2 of 5 layers changed" in both.summary() and "left out   costly, cheap, none" in both.summary()
 
 
+def test_what_is_left_out_may_get_another_form() -> None:
+    int8 = table(a=(0.03, 0.0, 4.0, 2.0), b=(0.04, 0.0, 4.0, 2.0), only=(0.0, 0.0, 1.0, 0.5)).layers
+    pruned = table(a=(0.3, 0.0, 4.0, 1.0), b=(0.5, 0.0, 4.0, 1.0), only=(None, 0.0, 0.0, 0.0)).layers
+    rows = [*int8, *(row | {"form": "1x4:0.9 int8 static"} for row in pruned)]
+    found = ta.Sensitivity(rows, {"forms": ["int8 static", "1x4:0.9 int8 static"], "accuracy": None})
+    proposal = found.leave_out(max_move=0.4, instead="int8 static")
+    assert (proposal.taken, proposal.left_out) == (["a"], ["b", "only"])
+    assert proposal.move == pytest.approx(math.hypot(0.3, 0.04))
+    assert (proposal.dense_ms, proposal.all_ms, proposal.ms) == pytest.approx((9.0, 2.5, 3.5))
+    assert found.leave_out(max_move=0.4).ms == pytest.approx(5.0)  # of 8: what was never pruned has no time here
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -75,6 +87,7 @@ def test_drops_add_up_and_gains_make_up_for_none() -> None:
         ({"max_move": -1}, "max_move: given -1, accepted is a number from 0 to inf"),
         ({"max_move": float("nan")}, "max_move: given nan"),
         ({"max_drop": 0.1}, "max_drop: given for a table made without evaluate"),
+        ({"max_move": 1, "instead": "dense"}, "instead: given 'dense', accepted are 'int8 static'"),
         ({"max_move": 1, "form": "int4"}, "form: given 'int4', accepted are 'int8 static'"),
     ],
 )

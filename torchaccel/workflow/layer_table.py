@@ -21,11 +21,12 @@ class Proposal:
 
     Attributes:
         form: the form that the others get.
-        left_out: the layers that stay dense float: those without such a form, and those that cost too much.
+        left_out: the others: those without such a form, and those that cost too much. They stay dense float, or get
+            the form that was asked for instead.
         taken: the layers that are changed.
         move, drop: what changing them all is estimated to do to the output and to `evaluate` (None without it).
         dense_ms: what all layers of the table take as they are, in milliseconds a batch, added up.
-        all_ms, ms: the same with every layer in its form where that is faster, and with the layers of `taken` alone.
+        all_ms, ms: the same with every layer in its form where that is faster, and with the layers of `taken`.
     """
 
     form: str
@@ -48,7 +49,7 @@ class Proposal:
             f"{self.form}: {len(self.taken)} of {len(self.taken) + len(self.left_out)} layers changed\n"
             f"  left out   {', '.join(self.left_out) or 'none'}\n"
             f"  estimated  output moves by {self.move:.2%}{drop}\n"
-            f"  layers     {self.ms:.3f} ms; {self.all_ms:.3f} ms with all changed, {self.dense_ms:.3f} ms dense"
+            f"  layers     {self.ms:.3f} ms; {self.all_ms:.3f} ms with none left out, {self.dense_ms:.3f} ms dense"
         )
 
 
@@ -89,7 +90,12 @@ class Sensitivity:
         return "\n".join(lines)
 
     def leave_out(
-        self, *, max_move: float | None = None, max_drop: float | None = None, form: str | None = None
+        self,
+        *,
+        max_move: float | None = None,
+        max_drop: float | None = None,
+        form: str | None = None,
+        instead: str | None = None,
     ) -> Proposal:
         """Propose which layers to leave dense so that the others, all changed, stay within a limit and gain most.
 
@@ -101,6 +107,8 @@ class Sensitivity:
             max_move: how far the output may move, relative to its size; at least 0.
             max_drop: how much `evaluate` may fall, in its own unit; at least 0.
             form: one of `facts["forms"]`; None is the last, the sparsest.
+            instead: the form that layers left out get, such as "int8 static" for those left out of pruning alone, whose
+                `filter_fn` then goes into `sparsify_`; None leaves them dense float.
 
         Returns:
             A Proposal; its `filter_fn` goes into `sparsify_`, `quantize_` or `optimize`.
@@ -111,8 +119,9 @@ class Sensitivity:
         Source: the greedy solution of a knapsack, Dantzig, Discrete-Variable Extremum Problems, 1957.
         """
         forms = self.facts["forms"]
-        if form is not None and form not in forms:
-            raise ValueError(f"form: given {form!r}, accepted are {', '.join(map(repr, forms))}")
+        for name, asked in (("form", form), ("instead", instead)):
+            if asked is not None and asked not in forms:
+                raise ValueError(f"{name}: given {asked!r}, accepted are {', '.join(map(repr, forms))}")
         if max_move is None and max_drop is None:
             raise ValueError("leave_out: neither max_move nor max_drop is given, accepted is at least one")
         for name, limit in (("max_move", max_move), ("max_drop", max_drop)):
@@ -122,16 +131,19 @@ class Sensitivity:
             raise ValueError("max_drop: given for a table made without evaluate, accepted is max_move")
         form = form or forms[-1]
         rows = self._rows(form)
-        usable = [row for row in rows if row["speedup"] is not None]
+        usable = {row["name"]: row for row in rows if row["speedup"] is not None}
+        others = {row["name"]: row for row in self._rows(instead) if row["speedup"] is not None}
         limits = (math.inf if max_move is None else max_move**2, math.inf if max_drop is None else max_drop)
-        taken = set[str]()
-        spent: tuple[float, ...] = (0.0, 0.0)
-        for row in sorted(usable, key=lambda row: _price(row, limits)):
-            total = tuple(a + b for a, b in zip(spent, _costs(row), strict=True))
+        spent = tuple(math.fsum(costs) for costs in zip((0.0, 0.0), *map(_costs, others.values()), strict=True))
+        changes = [_Change.between(others.get(name), row) for name, row in usable.items()]
+        taken: dict[str, _Change] = {}
+        for change in sorted(changes, key=lambda change: change.price(limits)):
+            total = tuple(a + b for a, b in zip(spent, change.costs, strict=True))
             if all(t <= limit for t, limit in zip(total, limits, strict=True)):
-                taken.add(row["name"])
+                taken[change.name] = change
                 spent = total
-        dense_ms = sum(row["dense_ms"] for row in usable)
+        dense_ms = sum(row["dense_ms"] for row in (others | usable).values())
+        none_ms = dense_ms - sum(row["dense_ms"] - _ms(row) for row in others.values())
         return Proposal(
             form,
             left_out=[row["name"] for row in rows if row["name"] not in taken],
@@ -139,36 +151,53 @@ class Sensitivity:
             move=math.sqrt(spent[0]),
             drop=None if self.facts["accuracy"] is None else spent[1],
             dense_ms=dense_ms,
-            all_ms=dense_ms - sum(map(_saved, usable)),
-            ms=dense_ms - sum(_saved(row) for row in usable if row["name"] in taken),
+            all_ms=none_ms - sum(change.saved_ms for change in changes),
+            ms=none_ms - sum(change.saved_ms for change in taken.values()),
         )
 
-    def _rows(self, form: str) -> list[dict[str, Any]]:
+    def _rows(self, form: str | None) -> list[dict[str, Any]]:
         return [row for row in self.layers if row["form"] == form]
 
 
-def _costs(row: dict[str, Any]) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _Change:
+    """One layer that gets the form in question."""
+
+    name: str
+    costs: tuple[float, ...]
+    saved_ms: float
+
+    @classmethod
+    def between(cls, before: dict[str, Any] | None, row: dict[str, Any]) -> _Change:
+        """From its form when left out, dense float where that is None."""
+        if before is None:
+            return cls(row["name"], _costs(row), row["dense_ms"] - _ms(row))
+        more = tuple(max(a - b, 0.0) for a, b in zip(_costs(row), _costs(before), strict=True))
+        return cls(row["name"], more, max(_ms(before) - _ms(row), 0.0))
+
+    def price(self, limits: tuple[float, ...]) -> tuple[float, float]:
+        """The share of the limits that it uses up for a millisecond saved; where that is none, its own."""
+        shares = [
+            cost / limit if limit else (math.inf if cost else 0.0)
+            for cost, limit in zip(self.costs, limits, strict=True)
+        ]
+        used = max(shares)
+        return (used / self.saved_ms if self.saved_ms else math.inf if used else 0.0), used
+
+
+def _costs(row: dict[str, Any]) -> tuple[float, ...]:
     """What adds up over layers: the square of the move, and the drop, where a gain makes up for none."""
     return row["move"] ** 2, max(row["drop"] or 0.0, 0.0)
 
 
-def _saved(row: dict[str, Any]) -> float:
-    """Milliseconds; a kernel that is slower is not used, though a chain may still hold the layer."""
-    return max(row["dense_ms"] - row["form_ms"], 0.0)
-
-
-def _price(row: dict[str, Any], limits: tuple[float, ...]) -> tuple[float, float]:
-    """The share of the limits that a layer uses up for a millisecond saved; among those that save none, its own."""
-    shares = [
-        cost / limit if limit else (math.inf if cost else 0.0) for cost, limit in zip(_costs(row), limits, strict=True)
-    ]
-    used, saved = max(shares), _saved(row)
-    return (used / saved if saved else math.inf if used else 0.0), used
+def _ms(row: dict[str, Any]) -> float:
+    """A kernel that is slower is not used, though a chain may still hold the layer."""
+    return min(row["form_ms"], row["dense_ms"])
 
 
 def _harm(row: dict[str, Any]) -> tuple[float, ...]:
     """What rows are sorted by; those that were not measured come last."""
-    return (-1.0,) if row["move"] is None else _costs(row)[::-1]
+    return (-1.0,) if row["move"] is None else tuple(reversed(_costs(row)))
 
 
 _COLUMNS = {

@@ -180,7 +180,7 @@ class _Probe:
         self.impossible = {
             name: read.get(name) or why_not(module) or "it is not called just once"
             for name, module in layers.items()
-            if name not in self.prepared.names or name not in self.args
+            if name not in self.args
         } | dict.fromkeys(self.prepared.given, "it is int8 or sparse already")
 
     def rows(self, form: _Form, title: str) -> Iterator[Row]:
