@@ -54,10 +54,11 @@ struct Product {
  private:
   template <typename T>
   static constexpr TilingFacts facts_of() {
-    constexpr int kStage = T::kChannels / kBand * Format::kTileBytes + T::kRows * Format::kBytesK;
     // Halves multiply at half the speed of int8; 2:4 covers twice the K at the same one.
     constexpr double kMacsOfStage = double{T::kChannels} * T::kRows * 64;
-    return {T::kChannels, T::kRows, T::kBlocks, shared_bytes<Format, T>(), kStage, kMacsOfStage};
+    constexpr bool kWarpgroups = std::is_same_v<typename T::Loop, WarpgroupLoop>;
+    return {T::kChannels,           T::kRows,     T::kBlocks, shared_bytes<Format, T>(),
+            stage_bytes<Format, T>, kMacsOfStage, kWarpgroups};
   }
 };
 

@@ -3,7 +3,7 @@
 // A tile holds 64 output channels by 64 bytes of weights, as shared memory holds it: row r's 16-byte chunk c lies at
 // swizzled<64>(r, c). Tiles of a band of 64 channels follow each other along K, or only those that are kept (tile
 // skip). A format says how many bytes of the activations' K a tile covers, and multiplies one warp's share of it: kRows
-// / 16 fragments of weights, each with kColumns / 8 of activations.
+// / 16 fragments of weights, each with kColumns / 8 of activations; or starts a warpgroup's products of all of it.
 #pragma once
 
 #include "operand.cuh"
@@ -62,6 +62,15 @@ struct Dense {
 #pragma unroll
         for (int j = 0; j < kColumns / 8; ++j) ptx::mma<X>(sums[i][j], a[i], b[j]);
       }
+    }
+  }
+
+  // x: [kColumns, 64 bytes], swizzled.
+  template <int kColumns>
+  __device__ static void start(S (&sums)[kColumns / 8][4], const uint8_t* weights, const uint8_t* x) {
+#pragma unroll
+    for (int k = 0; k < kBytesK; k += 32) {
+      ptx::wgmma<X, kColumns>(sums, ptx::descriptor<64>(weights + k), ptx::descriptor<kBytesK>(x + k));
     }
   }
 };

@@ -17,7 +17,7 @@ inline double to_number(int8_t x) { return x; }
 inline float to_number(__half x) { return __half2float(x); }
 inline float to_number(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-const Fragments& fragments(void* const (&lanes)[kWarp], int lane) { return *static_cast<Fragments*>(lanes[lane]); }
+const Fragments& fragments(void* const* lanes, int lane) { return *static_cast<Fragments*>(lanes[lane]); }
 
 // W: of the weights, X: of the activations. Sparse: K is twice what `a` holds, and `metadata` says where.
 template <typename W, typename X, int kBytesK>
@@ -27,7 +27,7 @@ struct Product {
   W a[kRows][kDepth] = {};
   X b[kColumns][kDepth];
 
-  void load_b(void* const (&lanes)[kWarp]) {
+  void load_b(void* const* lanes) {
     for (int lane = 0; lane < kWarp; ++lane) {
       for (int i = 0; i < kBytesK / 16; ++i) {
         std::memcpy(reinterpret_cast<char*>(b[lane / 4]) + 16 * i + lane % 4 * 4, &fragments(lanes, lane).b[i], 4);
@@ -43,7 +43,7 @@ struct Product {
     }
   }
 
-  void add(void* const (&lanes)[kWarp]) const {
+  void add(void* const* lanes) const {
     for (int lane = 0; lane < kWarp; ++lane) {
       uint32_t (&d)[4] = static_cast<Fragments*>(lanes[lane])->d;
       for (int i = 0; i < 4; ++i) {
@@ -65,7 +65,7 @@ struct Product {
 
 // The 32 bytes a row that `a` holds, in order.
 template <typename W>
-void load_a(void* const (&lanes)[kWarp], W (&a)[kRows][32 / sizeof(W)]) {
+void load_a(void* const* lanes, W (&a)[kRows][32 / sizeof(W)]) {
   for (int lane = 0; lane < kWarp; ++lane) {
     for (int i = 0; i < 4; ++i) {
       char* row = reinterpret_cast<char*>(a[lane / 4 + i % 2 * 8]);
@@ -75,7 +75,7 @@ void load_a(void* const (&lanes)[kWarp], W (&a)[kRows][32 / sizeof(W)]) {
 }
 
 template <typename W, typename X>
-void run_mma(void* const (&lanes)[kWarp]) {
+void run_mma(void* const* lanes) {
   Product<W, X, 32> product;
   load_a<W>(lanes, product.a);
   product.load_b(lanes);
@@ -84,7 +84,7 @@ void run_mma(void* const (&lanes)[kWarp]) {
 
 // The metadata of the group of four elements `group` of `row`: two places of 2 bits.
 template <typename X>
-int metadata_of(void* const (&lanes)[kWarp], int selector, int row, int group) {
+int metadata_of(void* const* lanes, int selector, int row, int group) {
   const int g = row % 8, high = row / 8;
   if (sizeof(X) == 1) {  // 8 groups a lane
     return fragments(lanes, 4 * g + group / 8 * 2 + high).metadata >> group % 8 * 4 & 15;
@@ -93,7 +93,7 @@ int metadata_of(void* const (&lanes)[kWarp], int selector, int row, int group) {
 }
 
 template <typename W, typename X, int kSelector>
-void run_mma_sparse(void* const (&lanes)[kWarp]) {
+void run_mma_sparse(void* const* lanes) {
   Product<W, X, 64> product;
   W kept[kRows][32 / sizeof(W)];
   load_a<W>(lanes, kept);
@@ -114,7 +114,7 @@ void run_mma_sparse(void* const (&lanes)[kWarp]) {
 
 // The lane that a word goes to is the one that reads it.
 template <int kMatrices>
-void run_load_matrices(void* const (&lanes)[kWarp]) {
+void run_load_matrices(void* const* lanes) {
   const int last = running.thread, first = last / kWarp * kWarp;
   for (int matrix = 0; matrix < kMatrices; ++matrix) {
     int passes[8] = {};
@@ -138,9 +138,9 @@ void run_load_matrices(void* const (&lanes)[kWarp]) {
   running.thread = last;
 }
 
-void run_shuffle(void* const (&lanes)[kWarp]) {
-  for (void* lane : lanes) {
-    auto* mine = static_cast<Shuffle*>(lane);
+void run_shuffle(void* const* lanes) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    auto* mine = static_cast<Shuffle*>(lanes[lane]);
     if (mine->mask != ~0u) fail(waiting_at(), "a shuffle with mask %#x, emulated are those of all lanes", mine->mask);
     mine->got = static_cast<Shuffle*>(lanes[mine->from % kWarp])->given;
   }

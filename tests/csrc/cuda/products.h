@@ -26,7 +26,7 @@ int run_case(const Case& c, const Operand& x) {
   if (c.tiling >= P::kTilings) return P::kTilings;
   const int64_t steps = steps_of(c.weights);
   Plan plan{{c.tiling, c.blocks, c.whole, 0.0}};
-  if (c.tiling < 0) plan = P::plan(x.rows, c.epilogue.channels, steps, {c.multiprocessors, 227 << 10});
+  if (c.tiling < 0) plan = P::plan(x.rows, c.epilogue.channels, steps, {c.multiprocessors, 227 << 10, true});
   P::run(plan, c.weights, x, c.epilogue, steps, c.partial, nullptr);
   return P::kTilings;
 }
