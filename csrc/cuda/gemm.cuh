@@ -126,16 +126,17 @@ __device__ inline void gemm(const Weights& w, const Operand& x, const Epilogue& 
     const auto load = [&](int i) {
       uint8_t* stage = stage_of<Format, T>(shared, i);
       const int step = skip + first + i;
-      rows.load((w.columns != nullptr ? w.columns[step] : step) * Format::kBytesK, stage + weight_bytes<Format, T>);
+      rows.load((w.columns != nullptr ? w.columns[step] : step) * Format::kBytesK, stage);
 #pragma unroll
       for (int band = 0; band < kTiles; ++band) {
         // Past the last band: any weights will do, their sums are not stored.
         const int source = w.columns != nullptr ? 0 : min(tile.o * kTiles + band, w.bands - 1);
+        uint8_t* to = stage + x_bytes<Format, T> + band * Format::kTileBytes;
         const uint8_t* weights = w.tiles + (int64_t{source} * w.k_tiles + step) * Format::kTileBytes;
 #pragma unroll
         for (int c = 0; c < Format::kTileBytes; c += T::kThreads * 16) {
           const int byte = c + threadIdx.x * 16;
-          if (byte < Format::kTileBytes) ptx::cp_async<16>(stage + band * Format::kTileBytes + byte, weights + byte);
+          if (byte < Format::kTileBytes) ptx::cp_async<16>(to + byte, weights + byte);
         }
       }
     };
@@ -156,18 +157,18 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
 
 // Adds the partial sums of the shared tiles in the order of their blocks, and finishes them; a thread takes 4 channels
 // of a row. blocks: of the launch that left the sums.
-template <typename T, typename S>
+template <int kChannels, int kRows, typename S>
 __global__ void __launch_bounds__(256) finish_kernel(Schedule schedule, int blocks, Epilogue e) {
-  constexpr int kWidth = 4, kGroups = T::kChannels / kWidth;
+  constexpr int kWidth = 4, kGroups = kChannels / kWidth;
   const int tiles = schedule.tiles_o * schedule.tiles_p - schedule.whole;
-  const int64_t steps = int64_t{tiles} * schedule.steps, total = int64_t{tiles} * T::kRows * kGroups;
+  const int64_t steps = int64_t{tiles} * schedule.steps, total = int64_t{tiles} * kRows * kGroups;
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t id = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; id < total; id += stride) {
-    const int which = static_cast<int>(id / (T::kRows * kGroups)), rest = static_cast<int>(id % (T::kRows * kGroups));
+    const int which = static_cast<int>(id / (kRows * kGroups)), rest = static_cast<int>(id % (kRows * kGroups));
     const int row = rest / kGroups, channel = rest % kGroups * kWidth;
     const Tile tile = tile_of(schedule, schedule.whole + which);
-    const auto terms = channel_terms<kWidth>(e, tile.o * T::kChannels + channel);
-    const int p = tile.p * T::kRows + row;
+    const auto terms = channel_terms<kWidth>(e, tile.o * kChannels + channel);
+    const int p = tile.p * kRows + row;
     if (p >= e.rows || terms.count <= 0) continue;
     const int64_t begin = int64_t{which} * schedule.steps, end = begin + schedule.steps;
     S sums[kWidth] = {};
@@ -178,8 +179,7 @@ __global__ void __launch_bounds__(256) finish_kernel(Schedule schedule, int bloc
       whole = from == begin && to == end;
       if (whole || from >= to) continue;
       const int64_t slot = 2 * int64_t{block} + (from == begin);
-      const S* part =
-          static_cast<const S*>(schedule.partial) + slot * T::kRows * T::kChannels + row * T::kChannels + channel;
+      const S* part = static_cast<const S*>(schedule.partial) + slot * kRows * kChannels + row * kChannels + channel;
       const auto held = *reinterpret_cast<const Pack<S, kWidth>*>(part);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) sums[i] += held.values[i];

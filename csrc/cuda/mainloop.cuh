@@ -11,15 +11,22 @@
 
 namespace torchaccel::cuda {
 
+// A stage holds its rows of x and then its weights, and begins where any swizzled rows may.
 template <typename Format, typename T>
-constexpr int weight_bytes = T::kChannels / kBand * Format::kTileBytes;  // of a stage; its rows of x follow
+constexpr int x_bytes = T::kRows * Format::kBytesK;
 
 template <typename Format, typename T>
-constexpr int stage_bytes = weight_bytes<Format, T> + T::kRows * Format::kBytesK;
+constexpr int stage_bytes = (x_bytes<Format, T> + T::kChannels / kBand * Format::kTileBytes + 1023) / 1024 * 1024;
 
 template <typename Format, typename T>
 __device__ inline uint8_t* stage_of(uint8_t* shared, int step) {
   return shared + step % T::kStages * stage_bytes<Format, T>;
+}
+
+// The weights of the band that `channel` of the tile lies in.
+template <typename Format, typename T>
+__device__ inline const uint8_t* band_of(const uint8_t* stage, int channel) {
+  return stage + x_bytes<Format, T> + channel / kBand * Format::kTileBytes;
 }
 
 struct WarpLoop {
@@ -41,8 +48,8 @@ struct WarpLoop {
       if (i + kAhead < count) load(i + kAhead);
       ptx::cp_async_commit();
       const uint8_t* stage = stage_of<Format, T>(shared, i);
-      Format::template multiply<T::kWarpO, T::kWarpP>(sums, stage + warp_o / kBand * Format::kTileBytes, warp_o % kBand,
-                                                      stage + weight_bytes<Format, T>, warp_p, lane);
+      Format::template multiply<T::kWarpO, T::kWarpP>(sums, band_of<Format, T>(stage, warp_o), warp_o % kBand, stage,
+                                                      warp_p, lane);
     }
   }
 };
@@ -53,7 +60,6 @@ struct WarpgroupLoop {
   template <typename Format, typename T, typename S, typename Load>
   __device__ static void run(S (&sums)[1][T::kRows / 8][4], int count, const Load& load, uint8_t* shared, int warp_o,
                              int, int) {
-    static_assert(weight_bytes<Format, T> % (8 * Format::kBytesK) == 0, "where swizzled rows of x may begin");
     constexpr int kAhead = T::kStages - 2;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -66,8 +72,7 @@ struct WarpgroupLoop {
       __syncthreads();  // stage i is there for all, and nobody's products read stage i - 2 any more
       const uint8_t* stage = stage_of<Format, T>(shared, i);
       ptx::wgmma_fence(sums[0]);
-      Format::template start<T::kRows>(sums[0], stage + warp_o / kBand * Format::kTileBytes,
-                                       stage + weight_bytes<Format, T>);
+      Format::template start<T::kRows>(sums[0], band_of<Format, T>(stage, warp_o), stage, threadIdx.x % kWarpgroup);
       ptx::wgmma_commit();
       if (i + kAhead < count) load(i + kAhead);  // to the stage of i - 2
       ptx::cp_async_commit();

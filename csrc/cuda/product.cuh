@@ -45,8 +45,8 @@ struct Product {
              weights, x, e, s);
       const int64_t shared = int64_t{s.tiles_o} * s.tiles_p - s.whole;
       if (shared == 0) return;
-      launch(finish_kernel<T, S>, ceil_div(shared * T::kRows * T::kChannels / 4, 256), 256, 0, stream, s, plan.blocks,
-             e);
+      launch(finish_kernel<T::kChannels, T::kRows, S>, ceil_div(shared * T::kRows * T::kChannels / 4, 256), 256, 0,
+             stream, s, plan.blocks, e);
     };
     (one(Tilings{}), ...);
   }

@@ -25,6 +25,10 @@ using Warpgroup128x128 = WarpgroupTiling<128, 128, 6, 2>;
 using Warpgroup64x256 = WarpgroupTiling<64, 256, 5, 2>;
 using Warpgroup64x128 = WarpgroupTiling<64, 128, 5, 3>;
 using Warpgroup64x64 = WarpgroupTiling<64, 64, 6, 4>;
+using Warpgroup128x256Roomy = WarpgroupTiling<128, 256, 4, 1>;  // 2:4, as above
+using Warpgroup128x128Roomy = WarpgroupTiling<128, 128, 5, 1>;
+using Warpgroup64x128Roomy = WarpgroupTiling<64, 128, 4, 2>;
+using Warpgroup64x64Roomy = WarpgroupTiling<64, 64, 4, 4>;
 
 template <typename X, typename Operand>
 struct DenseTilings {
@@ -41,8 +45,9 @@ template <typename X, typename Operand>
 using DenseProduct = typename DenseTilings<X, Operand>::type;
 
 template <typename X, typename Operand>
-using Sparse24Product = Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>,
-                                Tiling64x64, Tiling64x16>;
+using Sparse24Product =
+    Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>, Tiling64x64,
+            Tiling64x16, Warpgroup128x256Roomy, Warpgroup128x128Roomy, Warpgroup64x128Roomy, Warpgroup64x64Roomy>;
 
 // Rows of K that are no whole 16 bytes: pieces of 4 bytes or one element.
 template <typename X, typename Operand, int kPiece>
@@ -54,7 +59,7 @@ using SkipTilings = Product<Format, Image, 16, Tiling64<8, 3, 1>, Tiling64<4, 3,
 template <typename X>
 using SkipDenseProduct = SkipTilings<Dense<X>, Warpgroup64x256, Warpgroup64x128, Warpgroup64x64>;
 template <typename X>
-using SkipSparse24Product = SkipTilings<Sparse24<X>>;
+using SkipSparse24Product = SkipTilings<Sparse24<X>, Warpgroup64x128Roomy, Warpgroup64x64Roomy>;
 
 // int8 weights by halves, from the rows on that gemv.cuh leaves; pieces as above.
 template <typename X, int kPiece>

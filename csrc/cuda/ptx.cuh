@@ -215,18 +215,18 @@ __device__ inline void wgmma_wait(S (&d)[kFragments][4]) {
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "   \
   "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "     \
   "%119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define TORCHACCEL_WGMMA(n, fragments, a_name, b_name, k, types, ones, c)                                 \
-  TORCHACCEL_SM90A("wgmma.mma_async.sync.aligned.m64n" n "k" k "." types " {" TORCHACCEL_NAMES##fragments \
-                   "}, " a_name ", " b_name ", " ones ";" : TORCHACCEL_D##fragments(c, 0) : "l"(a),       \
+#define TORCHACCEL_WGMMA(shape, fragments, a_name, b_name, types, ones, c)                          \
+  TORCHACCEL_SM90A("wgmma.mma_async.sync.aligned." shape "." types " {" TORCHACCEL_NAMES##fragments \
+                   "}, " a_name ", " b_name ", " ones ";" : TORCHACCEL_D##fragments(c, 0) : "l"(a), \
                    "l"(b))
-#define TORCHACCEL_WGMMA_OF(k, types, ones, c)                      \
-  if constexpr (kColumns == 64) {                                   \
-    TORCHACCEL_WGMMA("64", 8, "%32", "%33", k, types, ones, c);     \
-  } else if constexpr (kColumns == 128) {                           \
-    TORCHACCEL_WGMMA("128", 16, "%64", "%65", k, types, ones, c);   \
-  } else {                                                          \
-    static_assert(kColumns == 256, "the widths that are there");    \
-    TORCHACCEL_WGMMA("256", 32, "%128", "%129", k, types, ones, c); \
+#define TORCHACCEL_WGMMA_OF(k, types, ones, c)                         \
+  if constexpr (kColumns == 64) {                                      \
+    TORCHACCEL_WGMMA("m64n64" k, 8, "%32", "%33", types, ones, c);     \
+  } else if constexpr (kColumns == 128) {                              \
+    TORCHACCEL_WGMMA("m64n128" k, 16, "%64", "%65", types, ones, c);   \
+  } else {                                                             \
+    static_assert(kColumns == 256, "the widths that are there");       \
+    TORCHACCEL_WGMMA("m64n256" k, 32, "%128", "%129", types, ones, c); \
   }
 
 // Starts d += a b over 32 bytes of K: a describes 64 rows of weights, b kColumns rows of activations. A lane's d[j] is
@@ -234,17 +234,49 @@ __device__ inline void wgmma_wait(S (&d)[kFragments][4]) {
 template <typename X, int kColumns>
 __device__ inline void wgmma(typename Sum<X>::type (&d)[kColumns / 8][4], uint64_t a, uint64_t b) {
   if constexpr (std::is_same_v<X, int8_t>) {
-    TORCHACCEL_WGMMA_OF("32", "s32.s8.s8", "1", "r")
+    TORCHACCEL_WGMMA_OF("k32", "s32.s8.s8", "1", "r")
   } else if constexpr (std::is_same_v<X, uint8_t>) {
-    TORCHACCEL_WGMMA_OF("32", "s32.s8.u8", "1", "r")
+    TORCHACCEL_WGMMA_OF("k32", "s32.s8.u8", "1", "r")
   } else if constexpr (std::is_same_v<X, __half>) {
-    TORCHACCEL_WGMMA_OF("16", "f32.f16.f16", "1, 1, 1, 0, 0", "f")
+    TORCHACCEL_WGMMA_OF("k16", "f32.f16.f16", "1, 1, 1, 0, 0", "f")
   } else {
-    TORCHACCEL_WGMMA_OF("16", "f32.bf16.bf16", "1, 1, 1, 0, 0", "f")
+    TORCHACCEL_WGMMA_OF("k16", "f32.bf16.bf16", "1, 1, 1, 0, 0", "f")
   }
 }
 #undef TORCHACCEL_WGMMA_OF
 #undef TORCHACCEL_WGMMA
+
+#define TORCHACCEL_WGMMA_SP(shape, fragments, names, types, ones, c)                                   \
+  TORCHACCEL_SM90A("wgmma.mma_async.sp.sync.aligned." shape "." types " {" TORCHACCEL_NAMES##fragments \
+                   "}, " names ", " ones ";" : TORCHACCEL_D##fragments(c, 0) : "l"(a),                 \
+                   "l"(b), "r"(metadata), "n"(kSelector))
+#define TORCHACCEL_WGMMA_SP_OF(k, types, ones, c)                                   \
+  if constexpr (kColumns == 64) {                                                   \
+    TORCHACCEL_WGMMA_SP("m64n64" k, 8, "%32, %33, %34, %35", types, ones, c);       \
+  } else if constexpr (kColumns == 128) {                                           \
+    TORCHACCEL_WGMMA_SP("m64n128" k, 16, "%64, %65, %66, %67", types, ones, c);     \
+  } else {                                                                          \
+    static_assert(kColumns == 256, "the widths that are there");                    \
+    TORCHACCEL_WGMMA_SP("m64n256" k, 32, "%128, %129, %130, %131", types, ones, c); \
+  }
+
+// The same over 64 bytes of b's K, of which a holds two of each four elements; each warp gives the metadata of mma_sp
+// for its 16 rows.
+template <typename X, int kColumns, int kSelector>
+__device__ inline void wgmma_sp(typename Sum<X>::type (&d)[kColumns / 8][4], uint64_t a, uint64_t b,
+                                uint32_t metadata) {
+  if constexpr (std::is_same_v<X, int8_t>) {
+    TORCHACCEL_WGMMA_SP_OF("k64", "s32.s8.s8", "1", "r")
+  } else if constexpr (std::is_same_v<X, uint8_t>) {
+    TORCHACCEL_WGMMA_SP_OF("k64", "s32.s8.u8", "1", "r")
+  } else if constexpr (std::is_same_v<X, __half>) {
+    TORCHACCEL_WGMMA_SP_OF("k32", "f32.f16.f16", "1, 1, 1, 0, 0", "f")
+  } else {
+    TORCHACCEL_WGMMA_SP_OF("k32", "f32.bf16.bf16", "1, 1, 1, 0, 0", "f")
+  }
+}
+#undef TORCHACCEL_WGMMA_SP_OF
+#undef TORCHACCEL_WGMMA_SP
 #undef TORCHACCEL_NAMES32
 #undef TORCHACCEL_NAMES16
 #undef TORCHACCEL_NAMES8

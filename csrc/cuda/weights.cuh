@@ -65,9 +65,9 @@ struct Dense {
     }
   }
 
-  // x: [kColumns, 64 bytes], swizzled.
+  // x: [kColumns, 64 bytes], swizzled; the last argument is the thread of its warpgroup.
   template <int kColumns>
-  __device__ static void start(S (&sums)[kColumns / 8][4], const uint8_t* weights, const uint8_t* x) {
+  __device__ static void start(S (&sums)[kColumns / 8][4], const uint8_t* weights, const uint8_t* x, int) {
 #pragma unroll
     for (int k = 0; k < kBytesK; k += 32) {
       ptx::wgmma<X, kColumns>(sums, ptx::descriptor<64>(weights + k), ptx::descriptor<kBytesK>(x + k));
@@ -91,6 +91,15 @@ struct Sparse24 {
                                   const uint8_t* x, int column, int lane) {
     step<0, kRows, kColumns>(sums, weights, row, x, column, lane);
     step<1, kRows, kColumns>(sums, weights, row, x, column, lane);
+  }
+
+  template <int kColumns>
+  __device__ static void start(S (&sums)[kColumns / 8][4], const uint8_t* weights, const uint8_t* x, int thread) {
+    const uint32_t* metadata = reinterpret_cast<const uint32_t*>(weights + kTileValues) + thread;
+    const uint32_t first = metadata[0], second = kBytes ? metadata[kWarpgroup] : first;
+    ptx::wgmma_sp<X, kColumns, 0>(sums, ptx::descriptor<64>(weights), ptx::descriptor<kBytesK>(x), first);
+    ptx::wgmma_sp<X, kColumns, kBytes ? 0 : 1>(sums, ptx::descriptor<64>(weights + 32),
+                                               ptx::descriptor<kBytesK>(x + 64), second);
   }
 
  private:

@@ -66,12 +66,15 @@ struct Fragments {
 const Collective& mma(Type type);
 const Collective& mma_sparse(Type type, int selector);
 
-// Products of a warpgroup: what all of it gives but for its sums. Descriptors have the bits of wgmma's.
+// Products of a warpgroup: what all of it gives, and of a lane its sums and metadata. Descriptors have the bits of
+// wgmma's.
 struct WarpgroupProduct {
   Type type;
   int columns;
   uint64_t a, b;
-  void* sums;  // [columns / 8][4] of a lane
+  void* sums;         // [columns / 8][4]
+  int selector;       // of 2:4 weights, else -1
+  uint32_t metadata;  // theirs
 };
 uint64_t describe(const void* rows, int bytes);
 void fence_proxy();

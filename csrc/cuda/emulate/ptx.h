@@ -93,7 +93,14 @@ inline void wgmma_wait(S (&)[kFragments][4]) {
 template <typename X, int kColumns>
 inline void wgmma(typename Sum<X>::type (&d)[kColumns / 8][4], uint64_t a, uint64_t b) {
   static_assert(kColumns == 64 || kColumns == 128 || kColumns == 256);
-  emulate::start_product({type_of<X>(), kColumns, a, b, &d[0][0]});
+  emulate::start_product({type_of<X>(), kColumns, a, b, &d[0][0], -1, 0});
+}
+
+template <typename X, int kColumns, int kSelector>
+inline void wgmma_sp(typename Sum<X>::type (&d)[kColumns / 8][4], uint64_t a, uint64_t b, uint32_t metadata) {
+  static_assert(kColumns == 64 || kColumns == 128 || kColumns == 256);
+  static_assert(kSelector == 0 || (kSelector == 1 && sizeof(X) == 2));
+  emulate::start_product({type_of<X>(), kColumns, a, b, &d[0][0], kSelector, metadata});
 }
 
 }  // namespace torchaccel::cuda::ptx

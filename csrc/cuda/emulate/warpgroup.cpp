@@ -1,24 +1,22 @@
 // Products of a warpgroup, as the PTX manual defines wgmma: asynchronous, in groups, read from shared memory by
 // descriptors.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
-#include "cuda_bf16.h"
-#include "cuda_fp16.h"
-#include "memory.h"
+#include "numbers.h"
 
 namespace emulate {
 
 namespace {
 
-constexpr int kRows = 64, kBytes = 32;  // of weights, and of K
+constexpr int kRows = 64, kBytes = 32;  // of weights
 constexpr int64_t kFirst = 1024;        // the address of the first byte of shared memory
 
 // One warp's rows of a product, until its wait.
 struct Part {
   WarpgroupProduct product;
   void* sums[kWarp];
+  uint32_t metadata[kWarp];
   int group;
   bool done;
 };
@@ -32,69 +30,56 @@ Warp warps[kMaxThreads / kWarp];
 
 Warp& mine() { return warps[running.thread / kWarp]; }
 
-// Where a row's 32 bytes lie: in two pieces of 16, swizzled by the address.
-struct Row {
-  int64_t piece[2];
-};
-
-Row find_row(uint64_t descriptor, int row) {
+// Where 16 bytes of a row lie: swizzled by their address.
+int64_t find(uint64_t descriptor, int row, int piece) {
   const int64_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
   const int64_t pitch = descriptor >> 62 == 1 ? 128 : 64, mask = pitch / 16 - 1;
-  Row found;
-  for (int i = 0; i < 2; ++i) {
-    const int64_t address = start + row / 8 * stride + row % 8 * pitch + i * 16;
-    found.piece[i] = (address ^ (address >> 7 & mask) << 4) - kFirst;
-  }
-  return found;
+  const int64_t address = start + row / 8 * stride + row % 8 * pitch + piece * 16;
+  return (address ^ (address >> 7 & mask) << 4) - kFirst;
 }
+
+// Of b's K: 2:4 weights stand for twice their bytes.
+int depth_bytes(const WarpgroupProduct& p) { return p.selector < 0 ? kBytes : 2 * kBytes; }
 
 template <typename Do>
 void for_pieces(const WarpgroupProduct& p, const Do& act) {
-  for (int i = 0; i < kRows + p.columns; ++i) {
-    const Row row = i < kRows ? find_row(p.a, i) : find_row(p.b, i - kRows);
-    for (const int64_t offset : row.piece) act(offset);
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kBytes / 16; ++i) act(find(p.a, row, i));
+  }
+  for (int row = 0; row < p.columns; ++row) {
+    for (int i = 0; i < depth_bytes(p) / 16; ++i) act(find(p.b, row, i));
   }
 }
 
-inline int to_number(int8_t x) { return x; }
-inline int to_number(uint8_t x) { return x; }
-inline float to_number(__half x) { return __half2float(x); }
-inline float to_number(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T>
-void load_row(const Row& row, T (&to)[kBytes / sizeof(T)]) {
-  for (int i = 0; i < 2; ++i) {
-    std::memcpy(reinterpret_cast<char*>(to) + 16 * i, emulate_shared_memory + row.piece[i], 16);
+void load_row(uint64_t descriptor, int row, int bytes, void* to) {
+  for (int i = 0; i < bytes / 16; ++i) {
+    std::memcpy(static_cast<char*>(to) + 16 * i, emulate_shared_memory + find(descriptor, row, i), 16);
   }
 }
 
 // Adds the product of the 16 rows of warp `warp` of the warpgroup.
 template <typename W, typename X>
 void multiply(Part& part, int warp) {
-  constexpr int kDepth = kBytes / sizeof(X);
-  using Sum = std::conditional_t<sizeof(X) == 1, int, double>;
-  W weights[16][kDepth];
-  for (int row = 0; row < 16; ++row) load_row(find_row(part.product.a, warp * 16 + row), weights[row]);
-  for (int column = 0; column < part.product.columns; ++column) {
-    X x[kDepth];
-    load_row(find_row(part.product.b, column), x);
+  constexpr int kMost = 2 * kBytes / sizeof(X);
+  const WarpgroupProduct& p = part.product;
+  const int depth = depth_bytes(p) / static_cast<int>(sizeof(X));
+  W weights[16][kMost] = {};
+  for (int row = 0; row < 16; ++row) {
+    W kept[kBytes / sizeof(W)];
+    load_row(p.a, warp * 16 + row, kBytes, kept);
+    if (p.selector < 0) {
+      std::memcpy(weights[row], kept, kBytes);
+    } else {
+      spread<X>(kept, weights[row], depth, row, p.selector, [&](int lane) { return part.metadata[lane]; });
+    }
+  }
+  for (int column = 0; column < p.columns; ++column) {
+    X x[kMost];
+    load_row(p.b, column, depth_bytes(p), x);
     for (int row = 0; row < 16; ++row) {
-      Sum sum = 0;
-      for (int k = 0; k < kDepth; ++k) sum += static_cast<Sum>(to_number(weights[row][k])) * to_number(x[k]);
       // As mma's d: the lane that holds row % 8 and its pair of columns.
-      char* word =
-          static_cast<char*>(part.sums[row % 8 * 4 + column % 8 / 2]) + 4 * (column / 8 * 4 + row / 8 * 2 + column % 2);
-      if constexpr (sizeof(X) == 1) {
-        uint32_t total;
-        std::memcpy(&total, word, 4);
-        total += static_cast<uint32_t>(sum);
-        std::memcpy(word, &total, 4);
-      } else {
-        float total;
-        std::memcpy(&total, word, 4);
-        total = static_cast<float>(total + sum);
-        std::memcpy(word, &total, 4);
-      }
+      char* sums = static_cast<char*>(part.sums[row % 8 * 4 + column % 8 / 2]);
+      add_to<X>(sums + 4 * (column / 8 * 4 + row / 8 * 2 + column % 2), dot(weights[row], x, depth));
     }
   }
 }
@@ -133,8 +118,11 @@ void run_start(void* const* lanes) {
   for (int warp = 0; warp < kWarpgroup / kWarp; ++warp) {
     Warp& w = warps[base + warp];
     if (!w.fenced) fail(waiting_at(), "wgmma: no wgmma.fence since the last group of products");
-    Part part{first, {}, w.groups, running.early};
-    for (int i = 0; i < kWarp; ++i) part.sums[i] = product_of(lanes[warp * kWarp + i]).sums;
+    Part part{first, {}, {}, w.groups, running.early};
+    for (int i = 0; i < kWarp; ++i) {
+      part.sums[i] = product_of(lanes[warp * kWarp + i]).sums;
+      part.metadata[i] = product_of(lanes[warp * kWarp + i]).metadata;
+    }
     if (running.early) run(part, warp);
     w.parts.push_back(part);
   }
