@@ -80,12 +80,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def write(result: dict[str, Any]) -> Path:
+def write(result: dict[str, Any], name: str = "gpu_check") -> Path:
     """Replace the JSON by what is known now."""
     folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
     folder.mkdir(parents=True, exist_ok=True)
     device = result["environment"]["device"].lower().replace(" ", "-")
-    path = folder / f"gpu_check-{device}-{result['environment']['date'][:10]}.json"
+    path = folder / f"{name}-{device}-{result['environment']['date'][:10]}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(path)

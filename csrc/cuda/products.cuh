@@ -20,6 +20,7 @@ using Tiling64x64 = Tiling<64, 64, 2, 2, 4, 4>;
 using Tiling64x32 = Tiling<64, 32, 2, 2, 6, 4>;
 using Tiling64x16 = Tiling<64, 16, 2, 2, 6, 4>;
 // By wgmma: one warpgroup for each 64 channels.
+using Warpgroup192x256 = WarpgroupTiling<192, 256, 6, 1>;  // reads least of L2, where its accumulators leave room
 using Warpgroup128x256 = WarpgroupTiling<128, 256, 6, 1>;
 using Warpgroup128x128 = WarpgroupTiling<128, 128, 6, 2>;
 using Warpgroup64x256 = WarpgroupTiling<64, 256, 5, 2>;
@@ -37,9 +38,10 @@ struct DenseTilings {
 };
 template <typename X>
 struct DenseTilings<X, Matrix> {
-  using type = Product<Dense<X>, Matrix, 16, Tiling128x256, Tiling128x128, Tiling64<8, 4, 1>, Tiling64<7, 4, 1>,
-                       Tiling64<6, 4, 2>, Tiling64<5, 4, 2>, Tiling64<4, 4, 3>, Tiling64<3, 4, 3>, Tiling64x64,
-                       Tiling64x32, Tiling64x16, Warpgroup128x256, Warpgroup128x128, Warpgroup64x128, Warpgroup64x64>;
+  using type =
+      Product<Dense<X>, Matrix, 16, Tiling128x256, Tiling128x128, Tiling64<8, 4, 1>, Tiling64<7, 4, 1>,
+              Tiling64<6, 4, 2>, Tiling64<5, 4, 2>, Tiling64<4, 4, 3>, Tiling64<3, 4, 3>, Tiling64x64, Tiling64x32,
+              Tiling64x16, Warpgroup192x256, Warpgroup128x256, Warpgroup128x128, Warpgroup64x128, Warpgroup64x64>;
 };
 template <typename X, typename Operand>
 using DenseProduct = typename DenseTilings<X, Operand>::type;
