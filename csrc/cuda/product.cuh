@@ -26,15 +26,12 @@ template <typename Format, typename Operand, int kPiece, typename... Tilings>
 struct Product {
   using S = typename Format::S;
   static constexpr int kTilings = sizeof...(Tilings);
-
   static constexpr TilingFacts kFacts[] = {facts_of<Format, Tilings>()...};
 
-  // steps: tiles along K, with tile skip those that a band has on average. Of the `count` tilings from `first` on.
-  static Plan plan(int64_t rows, int64_t channels, int64_t steps, const Device& device, int first = 0,
-                   int count = kTilings) {
-    Plan made{choose(kFacts + first, count, rows, channels, steps, device)};
+  // steps: tiles along K, with tile skip those that a band has on average.
+  static Plan plan(int64_t rows, int64_t channels, int64_t steps, const Device& device) {
+    Plan made{choose(kFacts, kTilings, rows, channels, steps, device)};
     if (made.tiling < 0) return made;
-    made.tiling += first;
     const TilingFacts& t = kFacts[made.tiling];
     const int64_t tiles = ceil_div(rows, t.rows) * ceil_div(channels, t.channels);
     if (made.whole < tiles) made.partial_bytes = int64_t{2} * made.blocks * t.rows * t.channels * int64_t{sizeof(S)};

@@ -33,11 +33,13 @@ template <typename P, typename Operand>
 int run_case(const Case& c, const Operand& x) {
   if (c.tiling >= P::kTilings) return P::kTilings;
   const int64_t steps = steps_of(c.weights);
+  const Device device = {c.multiprocessors, 227 << 10, true};
   Plan plan{{c.tiling, c.blocks, c.whole, 0.0}};
-  if (c.tiling < 0 || c.blocks == 0) {
-    const Device device = {c.multiprocessors, 227 << 10, true};
-    const int first = std::max(c.tiling, 0), count = c.tiling < 0 ? P::kTilings : 1;
-    plan = P::plan(x.rows, c.epilogue.channels, steps, device, first, count);
+  if (c.tiling < 0) {
+    plan = P::plan(x.rows, c.epilogue.channels, steps, device);
+  } else if (c.blocks == 0) {
+    plan = {choose(P::kFacts + c.tiling, 1, x.rows, c.epilogue.channels, steps, device)};
+    plan.tiling = c.tiling;
   }
   if (c.planned != nullptr) {
     *c.planned = {plan.cycles, plan.blocks, plan.whole, P::kFacts[plan.tiling]};
