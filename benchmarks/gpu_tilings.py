@@ -1,7 +1,8 @@
 """Every tiling of a product on a GPU, beside what select.h's cost model expects of it: what its constants are set by.
 
 `make cuda-tilings` builds the libraries without a GPU; `python3 benchmarks/gpu_tilings.py` takes them, prints a table a
-shape and writes one JSON in $OUT or benchmarks/results, in two minutes. Times are of whole launches with warm caches.
+shape and writes one JSON in $OUT or benchmarks/results, in two minutes. Times are of whole launches with warm caches. All
+tilings must give the same bits; the exit status is 1 where one does not.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def described(problem: Problem) -> Problem:
 
 
 def measure(library: ctypes.CDLL, problem: Problem, device: torch.device, multiprocessors: int) -> list[dict[str, Any]]:
-    """Each tiling: its plan, the expected cycles, and milliseconds of a launch."""
+    """Each tiling: its plan, the expected cycles, milliseconds of a launch, and whether its output is the first's."""
     out = torch.empty(problem.rows, problem.weight.shape[0], dtype=problem.out_dtype, device=device)
     problem = replace(problem, multiprocessors=multiprocessors)
     case, buffers = product_case.fill(replace(problem, tiling=-1), out, lambda tensor: tensor.to(device))
@@ -81,15 +82,19 @@ def measure(library: ctypes.CDLL, problem: Problem, device: torch.device, multip
     chosen = plan(library, case, planned)
     operations = 2.0 * out.numel() * problem.weight[0].numel()
     launches = 16 if device.type == "cuda" else 1  # in a row, on torch's default stream
-    found = []
+    found: list[dict[str, Any]] = []
+    first = None
     case.tiling = 1 << 20
     for tiling in range(library.product(ctypes.byref(case))):
         case.tiling = tiling
         plan(library, case, planned)
+        out.zero_()
         library.product(ctypes.byref(case))
+        first = out.clone() if first is None else first
+        same = torch.equal(out, first)
         ms = min(run_ms(lambda: library.product(ctypes.byref(case)), launches, device) for _ in range(5))
         found.append({
-            "tiling": tiling, "chosen": tiling == chosen, "ms": ms, "tops": operations / ms / 1e9,
+            "tiling": tiling, "chosen": tiling == chosen, "same": same, "ms": ms, "tops": operations / ms / 1e9,
             **{name: getattr(planned, name) for name, _ in Planned._fields_},
         })  # fmt: skip
     del buffers
@@ -113,7 +118,7 @@ def shown(name: str, found: list[dict[str, Any]]) -> str:
         us = each["ms"] * 1e3
         lines.append(
             f"{tile:>14} {each['blocks']:>7} {each['whole']:>7} {each['cycles']:>10.0f} {us:>9.2f} "
-            f"{each['cycles'] / us:>10.0f} {each['tops']:>7.1f}"
+            f"{each['cycles'] / us:>10.0f} {each['tops']:>7.1f}{'' if each['same'] else '  WRONG'}"
         )
     return "\n".join(lines)
 
@@ -133,7 +138,7 @@ def main() -> int:
         torch.cuda.synchronize()
     result["gpu_after"] = gpu_state()
     print(gpu_check.write(result, "gpu_tilings"))
-    return 0
+    return 0 if all(each["same"] for found in result["shapes"].values() for each in found) else 1
 
 
 LIBRARIES = ("matrix", "image", "two_four", "skip")

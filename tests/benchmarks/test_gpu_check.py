@@ -50,6 +50,7 @@ def test_tilings_are_planned_and_run_one_by_one() -> None:
         kernels = compiled(f"products_{library}").library
         found = gpu_tilings.measure(kernels, problem, CPU, multiprocessors=3)
         assert len(found) > 4 and sum(each["chosen"] for each in found) == 1, name
+        assert all(each["same"] for each in found)
         assert {each["warpgroups"] for each in found} == {False, True} and all(each["cycles"] > 0 for each in found)
         best = min(found, key=lambda each: each["cycles"])
         assert best["cycles"] * 1.002 > next(each["cycles"] for each in found if each["chosen"])
