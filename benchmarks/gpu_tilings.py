@@ -1,8 +1,8 @@
 """Every tiling of a product on a GPU, beside what select.h's cost model expects of it: what its constants are set by.
 
 `make cuda-tilings` builds the libraries without a GPU; `python3 benchmarks/gpu_tilings.py` takes them, prints a table a
-shape and writes one JSON in $OUT or benchmarks/results, in two minutes. Times are of whole launches with warm caches. All
-tilings must give the same bits; the exit status is 1 where one does not.
+shape and writes one JSON in $OUT or benchmarks/results, in two minutes. Times are of whole launches with warm caches.
+All tilings must give the same bits; the exit status is 1 where one does not.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def integers(*shape: int) -> torch.Tensor:
 
 
 def described(problem: Problem) -> Problem:
-    """With the epilogue of a layer whose output is int8."""
-    channels = problem.weight.shape[0]
+    """With the epilogue of a layer whose output is int8, spread over its range."""
+    channels, depth = problem.weight.shape[0], problem.weight[0].numel()
     return replace(
-        problem, scale_a=torch.tensor([0.01]), scale_b=torch.rand(channels), bias=torch.rand(channels),
+        problem, scale_a=torch.tensor([0.015 / depth**0.5]), scale_b=torch.rand(channels), bias=torch.rand(channels),
         out_dtype=torch.int8, scale_out=torch.tensor([1.0]), blocks=0,
     )  # fmt: skip
 
