@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "compress": LEAVES | {"ops", "nn"},
     "testing": LEAVES | {"ops", "nn"},
     "workflow": LEAVES | BESIDE | {"ops", "nn", "graph", "compress"},
+    "lightning": LEAVES | BESIDE | {"compress", "workflow"},
     "demo": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow"},
     "cli": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow", "demo"},
 }
