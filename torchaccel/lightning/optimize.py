@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,6 +142,11 @@ class _Runs:
 
     def __post_init__(self) -> None:
         _check_part(self.module, self.part)
+        if self.datamodule is not None and not isinstance(self.datamodule, package_of(self.module).LightningDataModule):
+            given = type(self.datamodule).__name__
+            raise ValueError(
+                f"datamodule: given {given}, accepted is a LightningDataModule; loaders are train_dataloaders"
+            )
 
     def trainer(self, **settings: Any) -> Trainer:
         device = self.module.device
@@ -148,6 +156,19 @@ class _Runs:
             where = {"accelerator": "gpu", "devices": [device.index or 0]}
         # Tensors of inference mode could not be used outside of it.
         return package_of(self.module).Trainer(**quiet | where | {"inference_mode": False} | self.settings | settings)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Without lines about the hardware for each of many runs, or advice about training batches that calibrate."""
+        logger = logging.getLogger(package_of(self.module).__name__)
+        level = logger.level
+        logger.setLevel(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*sampler has shuffling enabled")
+                yield
+        finally:
+            logger.setLevel(level)
 
     def inputs(self, count: int | None) -> list[tuple[Tensor, ...]]:
         """What the part to optimize is called with when training batches are validated; None takes all of them."""
@@ -172,7 +193,8 @@ class _Runs:
             source = copied if datamodule is None else datamodule
             source.val_dataloader = source.train_dataloader
         limit = 1.0 if count is None else count
-        self.trainer(limit_val_batches=limit).validate(copied, loaders, verbose=False, datamodule=datamodule)
+        with self.quiet():
+            self.trainer(limit_val_batches=limit).validate(copied, loaders, verbose=False, datamodule=datamodule)
         if not seen:
             raise ValueError(
                 f"part: given {self.part!r}, but {type(self.module).__name__}.validation_step never calls "
@@ -182,10 +204,10 @@ class _Runs:
 
     def validate(self, model: nn.Module, metric: str, mode: str) -> float:
         """The metric with another model in place, higher is better."""
-        if self._validating is None:
-            self._validating = self.trainer()
         copied = with_model(self.module, model, self.part)
-        self._validating.validate(copied, self.val_dataloaders, verbose=False, datamodule=self.datamodule)
+        with self.quiet():
+            self._validating = self._validating or self.trainer()
+            self._validating.validate(copied, self.val_dataloaders, verbose=False, datamodule=self.datamodule)
         logged = self._validating.callback_metrics
         if metric not in logged:
             raise ValueError(
@@ -200,8 +222,9 @@ class _Runs:
         if self.part:
             trained = copy.deepcopy(self.module)
             trained.set_submodule(self.part, model, strict=True)
-        trainer = self.trainer(**copy.deepcopy(dict(settings)))
-        trainer.fit(trained, self.train_dataloaders, self.val_dataloaders, datamodule=self.datamodule)
+        with self.quiet():
+            trainer = self.trainer(**copy.deepcopy(dict(settings)))
+            trainer.fit(trained.train(), self.train_dataloaders, self.val_dataloaders, datamodule=self.datamodule)
         trained.trainer = None  # with one, self.log in forward is an error outside of its loops
         model.to(device)
 
