@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+
+import torchaccel as ta
 
 
 def tensors() -> tuple[Tensor, Tensor]:
@@ -28,7 +31,7 @@ def network() -> nn.Module:
 class Digits(pl.LightningDataModule):
     """1,200 digits to train on, 597 to validate on; pixels are scaled after the transfer, as on a GPU."""
 
-    def __init__(self, batch_size: int = 100, workers: int = 0) -> None:
+    def __init__(self, batch_size: int = 100) -> None:
         super().__init__()
         self.batch_size = batch_size
 
@@ -47,6 +50,16 @@ class Digits(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, 200)
+
+
+class Loaded(Digits):
+    """The same digits from torchaccel's loader, which goes on where a checkpoint was written."""
+
+    def train_dataloader(self) -> ta.data.Loader:
+        digits = load_digits()
+        source = ta.data.Arrays(digits.images[:1200].astype(np.uint8) * 15, digits.target[:1200])
+        where = {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+        return ta.data.Loader(source, self.batch_size, [ta.data.Normalize(0.0, 1.0)], shuffle=True, threads=1, **where)
 
 
 class Classifier(pl.LightningModule):
@@ -74,9 +87,9 @@ class Classifier(pl.LightningModule):
         self.log("val_loss", F.cross_entropy(guess, y))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        settings = {"momentum": 0.9} if self.hparams.optimizer == "SGD" else {}
-        made = getattr(torch.optim, self.hparams.optimizer)
-        return made(self.parameters(), lr=self.hparams.lr, weight_decay=1e-3, **settings)
+        name = self.hparams.optimizer
+        settings = {"momentum": 0.9} if name == "SGD" else {}
+        return getattr(torch.optim, name)(self.parameters(), lr=self.hparams.lr, weight_decay=1e-3, **settings)
 
 
 def trainer(epochs: int, *callbacks: pl.Callback, **settings: object) -> pl.Trainer:

@@ -25,7 +25,8 @@ else:
 class Prune(Callback):
     """Prune by magnitude at the start of chosen epochs; what is pruned stays zero from then on.
 
-    Pruned weights are set to zero after each step of each optimizer, and their gradients are zero. The module itself
+    Pruned weights are set to zero after each step of each optimizer (not within one, where LBFGS runs the model several
+    times), and their gradients are zero. The module itself
     stays as it is: no layer, parameter or name changes, so that checkpoints load into a module without this callback,
     zeros and all, and it works with any optimizer, automatic or manual, mixed precision, DDP and weight averaging.
     A resumed run has the same masks, which lie in the checkpoint, a bit a weight.
@@ -45,7 +46,7 @@ class Prune(Callback):
             are never reached, a strategy that shards parameters, masks of `sparsify_` in the module, and a module
             of which no layer can be pruned.
 
-    Equivalent to `sparsify_` in `on_train_epoch_start`, with checkpoints of the plain module.
+    Equivalent to `sparsify_` at the start of epochs, with checkpoints of the plain module.
 
     Source: Zhu and Gupta, To prune, or not to prune, 2017, for the cubic curve.
     """
@@ -59,6 +60,7 @@ class Prune(Callback):
         self.amounts = _amounts(sparsity, len(self.epochs))
         self._amount = 0.0
         self._pruned: dict[str, Tensor] = {}  # by layer: bool, of its weight's shape, on the CPU
+        self._share = 0.0  # of zeros in the pruned layers
         self._handles: list[Any] = []
 
     @property
@@ -99,15 +101,15 @@ class Prune(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hold(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        due = [
-            amount for epoch, amount in zip(self.epochs, self.amounts, strict=True) if epoch <= trainer.current_epoch
-        ]
-        if due and due[-1] > self._amount:
-            self._tighten(trainer, pl_module, due[-1])
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not at the epoch's start: that is passed over when a run resumes from the last batch of the epoch before.
+        steps = zip(self.epochs, self.amounts, strict=True)
+        due = max((amount for epoch, amount in steps if epoch <= trainer.current_epoch), default=0.0)
+        if due > self._amount:
+            self._tighten(trainer, pl_module, due)
             _forget_best(trainer)
         self._hold_stopping(trainer)
-        pl_module.log("sparsity", self._share())
+        pl_module.log("sparsity", self._share, on_step=False, on_epoch=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hold_stopping(trainer)
@@ -150,6 +152,8 @@ class Prune(Callback):
         self._release()
         weights = self._weights(pl_module)
         _zero(weights)
+        total = sum(pruned.numel() for _, pruned in weights)
+        self._share = sum(int(pruned.sum()) for _, pruned in weights) / max(total, 1)
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: _zero(weights)) for optimizer in trainer.optimizers
         ]
@@ -162,10 +166,6 @@ class Prune(Callback):
             handle.remove()
         self._handles = []
 
-    def _share(self) -> float:
-        total = sum(pruned.numel() for pruned in self._pruned.values())
-        return sum(int(pruned.sum()) for pruned in self._pruned.values()) / max(total, 1)
-
     def _hold_stopping(self, trainer: Trainer) -> None:
         """While zeros are still to come, scores that get worse are no reason to stop."""
         if self._amount < self.amounts[-1]:
@@ -173,7 +173,7 @@ class Prune(Callback):
 
 
 def _checked(epochs: Iterable[int]) -> tuple[int, ...]:
-    found = tuple(epochs) if isinstance(epochs, Iterable) else (epochs,)
+    found = tuple(epochs) if isinstance(epochs, Iterable) else ()
     ascending = all(isinstance(e, int) and e >= 0 for e in found) and list(found) == sorted(set(found))
     if not found or not ascending:
         raise ValueError(
