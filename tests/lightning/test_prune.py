@@ -204,7 +204,7 @@ def test_an_error_in_training_leaves_no_hooks() -> None:
         ((ta.Sparsity("1x4", 0.9), (3, 3)), r"epochs is \(3, 3\), accepted are ascending"),
         ((ta.Sparsity("1x4", 0.9), (-1, 3)), r"epochs is \(-1, 3\), accepted"),
         ((ta.Sparsity("1x4", 0.9), 4), "epochs is 4, accepted"),
-        ((ta.Sparsity("1x4", 0.9, steps=(0.5, 0.9)), (1,)), r"epochs are 1, accepted are as many as steps=\(0.5, 0.9\)"),
+        ((ta.Sparsity("1x4", 0.9, steps=(0.5, 0.9)), (1,)), r"epochs are 1, accepted are as many as steps=\(0.5,"),
         ((ta.Sparsity("2:4", 0.5), (1, 2)), "epochs are 2, accepted for 2:4 is one"),
     ],
 )  # fmt: skip
@@ -218,7 +218,7 @@ def test_bad_runs_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"epochs is \(1, 2\), accepted are epochs below max_epochs=2"):
         trainer(2, prune()).fit(module, datamodule=Digits())
     trainer(2, prune(), fast_dev_run=True).fit(module, datamodule=Digits())
-    with pytest.raises(ValueError, match="no layer of Classifier can be pruned as 1x4 .*filter_fn left it out"):
+    with pytest.raises(ValueError, match=r"no layer of Classifier can be pruned as 1x4 .*filter_fn left it out"):
         trainer(3, prune(filter_fn=lambda m, name: False)).fit(module, datamodule=Digits())
     with pytest.raises(ValueError, match="the strategy is FSDPStrategy, accepted are those that keep parameters whole"):
         run = trainer(3)

@@ -109,7 +109,7 @@ class Prune(Callback):
             self._tighten(trainer, pl_module, due)
             _forget_best(trainer)
         self._hold_stopping(trainer)
-        pl_module.log("sparsity", self._share, on_step=False, on_epoch=True)
+        pl_module.log("sparsity", self._share, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hold_stopping(trainer)
