@@ -31,9 +31,9 @@ class Prune(Callback):
     zeros and all, and it works with any optimizer, automatic or manual, mixed precision, DDP and weight averaging.
     A resumed run has the same masks, which lie in the checkpoint, a bit a weight.
 
-    At each pruning step ModelCheckpoint and EarlyStopping forget their best scores, which were reached with fewer
-    zeros; files saved before stay. Until the last step EarlyStopping does not count. So the best model is one with
-    all its zeros, and training does not stop before. The metric `sparsity` is the share of zeros in the pruned layers.
+    Scores from before a pruning step count no more: ModelCheckpoint replaces what it kept until then first, and
+    EarlyStopping begins anew; until the last step it stops nothing. So the best model is one with all its zeros. The
+    metric `sparsity` is the share of zeros in the pruned layers.
 
     Args:
         sparsity: the pattern and the amount. Its `steps` are the amounts, one for each of `epochs`; without them the
@@ -224,13 +224,13 @@ def _worst(callback: Any) -> Tensor:
 
 
 def _forget_best(trainer: Trainer) -> None:
-    """Let each ModelCheckpoint begin anew; both packages' classes have these attributes."""
+    """To each ModelCheckpoint, whatever it kept is now as bad as can be, so that it replaces that first."""
     callbacks: list[Any] = trainer.checkpoint_callbacks  # type: ignore[assignment]
     for callback in callbacks:
         if getattr(callback, "monitor", None) is not None:
-            callback.best_k_models, callback.kth_value = {}, _worst(callback)
-            callback.best_model_path = callback.kth_best_model_path = ""
-            callback.best_model_score = callback.current_score = None
+            worst = _worst(callback)
+            callback.best_k_models = dict.fromkeys(callback.best_k_models, worst)
+            callback.kth_value = callback.best_model_score = worst
     _forget_stops(trainer)
 
 
