@@ -26,10 +26,10 @@ class Prune(Callback):
     """Prune by magnitude at the start of chosen epochs; what is pruned stays zero from then on.
 
     Pruned weights are set to zero after each step of each optimizer (not within one, where LBFGS runs the model several
-    times), and their gradients are zero. The module itself
-    stays as it is: no layer, parameter or name changes, so that checkpoints load into a module without this callback,
-    zeros and all, and it works with any optimizer, automatic or manual, mixed precision, DDP and weight averaging.
-    A resumed run has the same masks, which lie in the checkpoint, a bit a weight.
+    times), and their gradients are zero. The module itself stays as it is: no layer, parameter or name changes, so that
+    checkpoints load into a module without this callback, zeros and all, and it works with any optimizer, automatic or
+    manual, mixed precision, DDP and weight averaging. A resumed run has the same masks, which lie in the checkpoint, a
+    bit a weight.
 
     Scores from before a pruning step count no more: ModelCheckpoint replaces what it kept until then first, and
     EarlyStopping begins anew; until the last step it stops nothing. So the best model is one with all its zeros. The
