@@ -77,6 +77,34 @@ def test_zeros_hold_with_any_optimizer(module: Classifier, settings: dict[str, A
     assert run.callback_metrics["sparsity"] == pytest.approx(0.75, abs=1e-3)
 
 
+def test_gradients_of_pruned_weights_weigh_in_no_norm() -> None:
+    class Norms(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            weight = pl_module.net[1][0].weight
+            assert torch.equal(weight.grad == 0, weight == 0)
+            self.seen = float((weight == 0).float().mean())
+
+    module, norms = Classifier(), Norms()
+    module.net[2].requires_grad_(False)
+    trainer(2, prune((0, 1)), norms).fit(module, datamodule=Digits())
+    assert norms.seen == pytest.approx(0.75)
+    assert zeros(module)["net.2.0"] == pytest.approx(0.75), "what is frozen is pruned too"
+
+
+def test_what_is_pruned_stays_pruned_where_magnitudes_tie() -> None:
+    class Flat(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            self.before = callback.state_dict()["pruned"]
+            if trainer.current_epoch == 1:
+                with torch.no_grad():
+                    pl_module.net[1][0].weight.zero_()
+
+    callback, flat = prune((0, 1), (0.5, 0.75)), Flat()
+    trainer(2, callback, flat, limit_train_batches=1).fit(Classifier(), datamodule=Digits())
+    first, last = flat.before["net.1.0"][1], callback.state_dict()["pruned"]["net.1.0"][1]
+    assert torch.equal(first & last, first) and not torch.equal(first, last)
+
+
 @pytest.mark.parametrize(
     "average",
     [StochasticWeightAveraging(0.01, swa_epoch_start=1), WeightAveraging()],
