@@ -7,12 +7,13 @@ ARGS ?=
 BIN := .venv/bin
 CUDA_LIBRARY := build/cuda/libtorchaccel_cuda.so
 CUDA_VECTORS := build/cuda/libptx_vectors.so
+CUDA_TILINGS := $(patsubst %,build/cuda/libtilings_%.so,matrix image two_four skip)
 NVCC := $(if $(CUDA_HOME),$(CUDA_HOME)/bin/nvcc,nvcc)
 SOURCES := $(shell find csrc _build -type f -not -name '*.pyc') setup.py
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test bench lint cuda cuda-vectors sass mutants gpu-check fuzz-data install clean
+.PHONY: demo test bench lint cuda cuda-vectors cuda-tilings sass mutants gpu-check fuzz-data install clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.mnist
@@ -39,6 +40,9 @@ cuda: .venv/.packages cuda-vectors
 # Each PTX wrapper in a kernel of its own, for gpu-check to hold against its recorded outputs.
 cuda-vectors: $(CUDA_VECTORS)
 
+# Each tiling of the products by itself, for benchmarks/gpu_tilings.py.
+cuda-tilings: $(CUDA_TILINGS)
+
 # The machine code: matrix instructions, wide loads, no spills.
 sass: cuda .venv/.installed
 	@touch $(CUDA_LIBRARY) $(CUDA_VECTORS) # as new as their sources, also where nothing had to be linked
@@ -59,6 +63,11 @@ fuzz-data: install
 
 clean:
 	rm -rf build dist .venv demo-out torchaccel/_cpu.so torchaccel/_cuda.so torchaccel/_data.so torchaccel/_build_info.json
+
+build/cuda/libtilings_%.so: tests/csrc/cuda/products_%.cpp tests/csrc/cuda/products.h $(wildcard csrc/cuda/*.cuh csrc/cuda/*.h)
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -shared -Xcompiler=-fPIC -cudart static -Icsrc/cuda -x cu \
+	  -gencode arch=compute_90a,code=sm_90a $< -o $@
 
 $(CUDA_VECTORS): tests/csrc/cuda/ptx_vectors.cu tests/csrc/cuda/ptx_vectors.cuh csrc/cuda/ptx.cuh csrc/cuda/launch.cuh
 	@mkdir -p $(@D)

@@ -225,6 +225,7 @@ def build_ext_class(made: Plan) -> type[Command]:
                 try:
                     if extension.name.endswith("cuda"):
                         use_toolkit(extension, self.build_temp)
+                        forget_stale(extension, self.build_temp)
                     super().build_extensions()
                     built.append(extension)
                 except (Exception, SystemExit) as error:
@@ -252,6 +253,16 @@ def use_toolkit(extension: Extension, temp: str) -> None:
         flags = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", "-x", "c++", "-", "-o", stub]
         subprocess.run([*compiler, *flags], input=source, check=True)
         extension.library_dirs.append(temp)
+
+
+def forget_stale(extension: Extension, temp: str) -> None:
+    """Remove object files older than a header: beside a torch without CUDA, torch has nvcc track none."""
+    headers = [path for path in extension.depends if path.endswith((".h", ".cuh"))]
+    newest = max(map(os.path.getmtime, headers), default=0.0)
+    for source in extension.sources:
+        made = Path(temp, source).with_suffix(".o")
+        if made.exists() and made.stat().st_mtime < newest:
+            made.unlink()
 
 
 def jobs() -> int:

@@ -80,12 +80,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def write(result: dict[str, Any]) -> Path:
+def write(result: dict[str, Any], name: str = "gpu_check") -> Path:
     """Replace the JSON by what is known now."""
     folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
     folder.mkdir(parents=True, exist_ok=True)
     device = result["environment"]["device"].lower().replace(" ", "-")
-    path = folder / f"gpu_check-{device}-{result['environment']['date'][:10]}.json"
+    path = folder / f"{name}-{device}-{result['environment']['date'][:10]}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(path)
@@ -126,11 +126,11 @@ def summary(result: dict[str, Any]) -> str:
             if each["status"] == FAILED
         ]
     lines.append(gpu_table.text(result.get("table", [])))
-    sweep = next((each for each in result.get("rows", []) if "worst_ratio" in each), None)
-    if sweep is not None:
-        lines.append(
-            f"t(M+1)/t(M), N=K=4096: at most {sweep['worst_ratio']:.3f}, at M={sweep['worst_m']} (asked: 1.15)"
-        )
+    lines += [
+        f"{each['name']}, N=K=4096: at most {each['worst_ratio']:.3f}, at M={each['worst_m']} (asked: 1.15)"
+        for each in result.get("rows", [])
+        if "worst_ratio" in each
+    ]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import gpu_checks_images
 import gpu_checks_products
 import gpu_checks_quantize
 import gpu_checks_replay
-from gpu_items import Item
+from gpu_items import Item, by_wgmma
 from torchaccel import ops
 
 SOURCES = Path(__file__).parents[1] / "csrc/cuda"
@@ -20,10 +20,9 @@ SOURCES = Path(__file__).parents[1] / "csrc/cuda"
 def items(device: torch.device, quick: bool) -> list[Item]:
     """The checks; a few of each kind where `quick`."""
     parts = (gpu_checks_quantize, gpu_checks_products, gpu_checks_images, gpu_checks_replay)
-    return [
-        Item("each op that csrc/cuda registers has its kernel", lambda: _kernels(device)),
-        *(item for part in parts for item in part.items(device, quick)),
-    ]
+    made = [item for part in parts for item in part.items(device, quick)]
+    registered = Item("each op that csrc/cuda registers has its kernel", lambda: _kernels(device))
+    return [registered, *made, *by_wgmma(made, device)]
 
 
 def claimed() -> list[str]:

@@ -5,10 +5,11 @@ An item that breaks the device (an illegal access is sticky) ends its process; `
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,31 @@ class Item:
     run: Callable[[], Result | None]
     ops: tuple[str, ...] = ()  # that must have a kernel of their own
     facts: Result = field(default_factory=dict)  # of the result, whatever comes of it
+    isa: str = "mma"  # by which instruction products go: TORCHACCEL_CUDA_ISA
+
+
+# The ops that multiply by tensor cores.
+PRODUCTS = {"int8_linear", "int8_conv2d", "sparse_int8_conv2d", "sparse_conv2d"}
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """On a CPU too, so that a dry run walks everything."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def by_wgmma(items: Iterable[Item], device: torch.device) -> list[Item]:
+    """Those of products once more, by wgmma, where the device has it."""
+    if not has_wgmma(device):
+        return []
+    return [
+        replace(item, name=f"{item.name}, wgmma", facts=item.facts | _named(item.facts), isa="wgmma")
+        for item in items
+        if PRODUCTS.intersection(item.ops)
+    ]
+
+
+def _named(facts: Result) -> Result:
+    return {"who": f"{facts['who']}, wgmma"} if "who" in facts else {}
 
 
 class BrokenDeviceError(Exception):
@@ -60,6 +86,7 @@ def run_items(
             result |= {"status": NO_KERNEL, "detail": f"no CUDA kernel for {', '.join(missing)}"}
         else:
             begin(item.name)
+            os.environ["TORCHACCEL_CUDA_ISA"] = item.isa
             try:
                 result |= item.run() or {}
             except Exception as error:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from gpu_baselines import nhwc
-from gpu_items import Item, Result
+from gpu_items import Item, Result, by_wgmma
 from gpu_timing import gpu_state, run_ms
 from torchaccel import measure
 from torchaccel.compress import Int8Static, calibrate
@@ -30,6 +30,7 @@ def items(device: torch.device, quick: bool) -> list[Item]:
     batches = (2,) if quick else (32, 256)
     made = [_item(device, n, quick, "int8", OPS) for n in batches]
     made.append(Item("ResNet-50: kernels of int8", partial(_kernels, device, batches[-1], quick), OPS))
+    made += by_wgmma(made, device)
     forms = [f"{form} {str(dtype).removeprefix('torch.')}" for form in ("eager", "compiled") for dtype in HALVES]
     forms.append("compiled, max-autotune float16")
     for form in forms[: 2 if quick else None]:

@@ -12,7 +12,7 @@ import torch
 
 import gpu_baselines as baselines
 import gpu_ours as ours
-from gpu_items import Item, Result
+from gpu_items import Item, Result, by_wgmma
 from gpu_table import COPY, target_of
 from gpu_timing import gpu_state, recorded, rotation, run_ms, time_calls
 
@@ -36,16 +36,17 @@ class Measurement:
 
 def items(device: torch.device, quick: bool) -> list[Item]:
     """All measurements; what torch.compile must tune comes last: should time run out, the rest is known."""
-    found = sorted(
-        _measurements(device, quick),
-        key=lambda each: (1 if target_of(each.group) else 2) if "compiled" in each.who else 0,
-    )
-    made = [
-        Item(f"{each.group}: {each.who}", partial(_measure, each, device, quick), each.ops, each.facts)
+    found = list(_measurements(device, quick))
+    made = {
+        each: Item(f"{each.group}: {each.who}", partial(_measure, each, device, quick), each.ops, each.facts)
         for each in found
-    ]
-    made.insert(1, Item("t(M+1)/t(M)", partial(_sweep, device, quick), ("int8_linear",)))
-    return made
+    }
+    late = [each for each in found if "compiled" in each.who]
+    late.sort(key=lambda each: target_of(each.group) is None)
+    early = [item for each, item in made.items() if each not in late]
+    sweep = Item("t(M+1)/t(M)", partial(_sweep, device, quick), ("int8_linear",))
+    ours = [sweep, *(item for each, item in made.items() if each.ours)]
+    return [early[0], sweep, *early[1:], *by_wgmma(ours, device), *(made[each] for each in late)]
 
 
 def _measure(each: Measurement, device: torch.device, quick: bool) -> Result:

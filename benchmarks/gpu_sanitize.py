@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 
 import gpu_cases as cases
-from gpu_items import FAILED, NOT_RUN, OK, Result
+from gpu_items import FAILED, NOT_RUN, OK, PRODUCTS, Result, has_wgmma
 from torchaccel import ops
 from torchaccel.ops import _tiles, blocks
 
@@ -98,10 +98,13 @@ def _result(tool: str, status: str, detail: str, start: float) -> Result:
 
 
 def child(device: torch.device) -> None:
-    """A few small calls of each op that has a kernel on `device`."""
-    for op, call in _calls(device).items():
-        if device.type != "cuda" or ops.has_kernel(op, device):
-            call()
+    """A few small calls of each op that has a kernel on `device`, products by each instruction that it has."""
+    calls = _calls(device)
+    for isa in ("mma", "wgmma") if has_wgmma(device) else ("mma",):
+        os.environ["TORCHACCEL_CUDA_ISA"] = isa
+        for op in calls if isa == "mma" else sorted(PRODUCTS):
+            if device.type != "cuda" or ops.has_kernel(op, device):
+                calls[op]()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     print(FINISHED, flush=True)

@@ -37,7 +37,7 @@ def target_of(group: str) -> Target | None:
 
 
 def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One row a group: {group, ours_ms, opponent, opponent_ms, ratio, at_least, stretch, met, missing}.
+    """One row a group: {group, ours, ours_ms, opponent, opponent_ms, ratio, at_least, stretch, met, missing}.
 
     `missing` names what was not measured: a ratio beside it is against those that were.
     """
@@ -53,9 +53,12 @@ def _row(group: str, results: list[Result]) -> dict[str, Any]:
     done = [each for each in results if each["status"] == OK]
     ours = min((each for each in done if each["ours"]), key=lambda each: each["ms"], default=None)
     rival = min((each for each in done if not each["ours"]), key=lambda each: each["ms"], default=None)
-    row: dict[str, Any] = {"group": group, "ours_ms": None, "opponent": None, "opponent_ms": None, "ratio": None}
+    row: dict[str, Any] = dict.fromkeys(("ours", "ours_ms", "opponent", "opponent_ms", "ratio")) | {"group": group}
     if ours is not None:
-        row |= {key: ours[key] for key in ("tops", "gb_per_s") if key in ours} | {"ours_ms": ours["ms"]}
+        row |= {key: ours[key] for key in ("tops", "gb_per_s") if key in ours} | {
+            "ours": ours["who"],
+            "ours_ms": ours["ms"],
+        }
     if rival is not None:
         row |= {"opponent": rival["who"], "opponent_ms": rival["ms"]}
     if ours is not None and rival is not None:
@@ -68,13 +71,14 @@ def _row(group: str, results: list[Result]) -> dict[str, Any]:
 
 def text(table: list[dict[str, Any]]) -> str:
     """The table for a terminal; its end says what could not be measured."""
-    lines = [f"{'group':<46} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'asked':>6}  against"]
+    lines = [f"{'group':<46} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'asked':>6}  what"]
     for row in table:
         figures = [_number(row["ours_ms"], 9, 4), _number(row["opponent_ms"], 9, 4)]
         figures += [_number(row["ratio"], 6, 2), _number(row["at_least"], 6, 2)]
         mark = {True: "(met)", False: "(not met)", None: ""}[row["met"]]
         missing = f"[{'; '.join(row['missing'])}]" if row["missing"] else ""
-        lines.append(" ".join([f"{row['group']:<46}", *figures, "", row["opponent"] or "-", mark, missing]).rstrip())
+        versus = f"{row['ours'] or '-'} against {row['opponent'] or '-'}"
+        lines.append(" ".join([f"{row['group']:<46}", *figures, "", versus, mark, missing]).rstrip())
     return "\n".join(lines)
 
 

@@ -148,6 +148,18 @@ def test_image_decoders_need_the_headers_of_libjpeg_turbo(native: ModuleType, mo
         assert "libjpeg62-turbo-dev" in plan.reasons["data"]
 
 
+def test_objects_older_than_a_header_are_made_again(native: ModuleType, tmp_path: Path) -> None:
+    extension = native.cuda_extension("libtorchaccel_cuda")
+    newest = max(os.path.getmtime(path) for path in extension.depends if path.endswith(".cuh"))
+    old, new = (tmp_path / Path(source).with_suffix(".o") for source in extension.sources[:2])
+    for made, time in ((old, newest - 1), (new, newest + 1)):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+        os.utime(made, (time, time))
+    native.forget_stale(extension, str(tmp_path))
+    assert not old.exists() and new.exists()
+
+
 @pytest.mark.parametrize("cores, gigabytes, expected", [(64, 16, 4), (2, 64, 2), (8, 1, 1)])
 def test_jobs_fit_cores_and_memory(
     native: ModuleType, monkeypatch: pytest.MonkeyPatch, cores: int, gigabytes: int, expected: int

@@ -124,6 +124,7 @@ def test_doctor() -> None:
         (["bench", FACTORY, *SHAPE, "--weights", "tiny_factory.py"], "tiny_factory.py is no safetensors file"),
         (["optimize", FACTORY, *SHAPE], "Missing option '--out'"),
         (["optimize", FACTORY, *SHAPE, "--out", "tiny_factory.py"], "--out is 'tiny_factory.py', which cannot be made"),
+        (["optimize", FACTORY, *SHAPE, "--out", "o", "--tensorboard", "tiny_factory.py"], "--tensorboard is 'tiny_f"),
         (["optimize", FACTORY, *SHAPE, "--out", "o", "--sparsity", "1x4"], "'1x4', accepted is pattern:amount"),
         (["optimize", FACTORY, *SHAPE, "--out", "o", "--sparsity", "3x3:0.5"], "pattern is '3x3', accepted are"),
         (["optimize", FACTORY, *SHAPE, "--out", "o", "--sparsity", "1x4:1.5"], "accepted is a number from 0"),
@@ -221,6 +222,15 @@ def test_optimize_writes_and_tells(folder: Path, data: dict[str, Any], monkeypat
     assert printed["model"] == FACTORY and printed["passed"] is True
     assert printed["files"]["report.json"] == "made/here/report.json"
     assert Report.from_json(folder / "made/here/report.json").speedup == 2.0
+
+
+def test_optimize_writes_events(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizing, "optimize", _optimized(data, True, []))
+    words = ["optimize", FACTORY, *SHAPE, "--out", "o", "--tensorboard", "runs/a", "--json"]
+    assert json.loads(run(*words).stdout)["files"]["tensorboard"] == "runs/a"
+    assert all(path.name.startswith("events.out") for path in (folder / "runs/a").iterdir())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "--tensorboard is given, but TensorBoard is not installed" in fails(*words)
 
 
 def test_a_failed_gate_exits_with_1(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "torchaccel"
 
-# cli -> demo -> workflow -> graph, compress -> nn -> ops -> _native. measure is a leaf that any may use, and data,
-# tune and report stand beside the line, on _native and measure alone.
+# cli -> demo, lightning -> workflow -> graph, compress -> nn -> ops -> _native. measure is a leaf that any may use, and
+# data, tune and report stand beside the line, on _native and measure alone.
 LEAVES = {"_native", "measure"}
 BESIDE = {"data", "tune", "report"}
-FACE = "the public face"  # torchaccel/__init__.py, which imports all but demo and cli
+FACE = "the public face"  # torchaccel/__init__.py, which imports all but demo and cli, and lightning when asked
 MAY_IMPORT = {
     "_native": set(),
     "measure": set(),
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "compress": LEAVES | {"ops", "nn"},
     "testing": LEAVES | {"ops", "nn"},
     "workflow": LEAVES | BESIDE | {"ops", "nn", "graph", "compress"},
+    "lightning": LEAVES | BESIDE | {"compress", "workflow"},
     "demo": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow"},
     "cli": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow", "demo"},
 }

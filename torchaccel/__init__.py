@@ -2,6 +2,9 @@
 
 __version__ = "0.1.0"
 
+import importlib
+from typing import Any
+
 from torchaccel import data, nn, ops
 from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity, quantize_, sparsify_
 from torchaccel.workflow.accelerate import accelerate
@@ -34,3 +37,10 @@ __all__ = [
     "sensitivity",
     "sparsify_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`torchaccel.lightning` is imported when it is first used: it takes seconds, and needs Lightning."""
+    if name == "lightning":
+        return importlib.import_module("torchaccel.lightning")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,8 @@
 // From an op's tensors to the plain structs of products.cuh; what int8_linear and the convolutions share.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -253,10 +255,22 @@ inline Tensor empty_nhwc(const Tensor& like, int64_t c, int64_t h, int64_t w, Sc
 // `x` at an address of whole 16 bytes, as cp.async needs it: a copy of an odd view.
 inline Tensor on_boundary(const Tensor& x) { return aligned(x.data_ptr(), 16) ? x : torch::stable::clone(x); }
 
+// wgmma is what TORCHACCEL_CUDA_ISA asks for, until a GPU has confirmed it; of the architecture 9.0 alone.
+inline bool wants_warpgroups(int device) {
+  const char* isa = std::getenv("TORCHACCEL_CUDA_ISA");
+  if (isa == nullptr || std::strcmp(isa, "mma") == 0) return false;
+  STD_TORCH_CHECK(std::strcmp(isa, "wgmma") == 0, "TORCHACCEL_CUDA_ISA is '", isa, "', accepted are mma and wgmma");
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
+}
+
 inline Device device_of(const Tensor& x) {
   Device d = {};
   cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index());
   cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, x.get_device_index());
+  d.warpgroups = wants_warpgroups(x.get_device_index());
   return d;
 }
 

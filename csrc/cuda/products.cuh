@@ -19,32 +19,49 @@ using Tiling64 = Tiling<64, 32 * kWarps, 1, kWarps, kStages, kBlocks>;
 using Tiling64x64 = Tiling<64, 64, 2, 2, 4, 4>;
 using Tiling64x32 = Tiling<64, 32, 2, 2, 6, 4>;
 using Tiling64x16 = Tiling<64, 16, 2, 2, 6, 4>;
+// By wgmma: one warpgroup for each 64 channels.
+using Warpgroup192x256 = WarpgroupTiling<192, 256, 6, 1>;  // reads least of L2, where its accumulators leave room
+using Warpgroup128x256 = WarpgroupTiling<128, 256, 6, 1>;
+using Warpgroup128x128 = WarpgroupTiling<128, 128, 6, 2>;
+using Warpgroup64x256 = WarpgroupTiling<64, 256, 5, 2>;
+using Warpgroup64x128 = WarpgroupTiling<64, 128, 5, 3>;
+using Warpgroup64x64 = WarpgroupTiling<64, 64, 6, 4>;
+using Warpgroup128x256Roomy = WarpgroupTiling<128, 256, 4, 1>;  // 2:4, as above
+using Warpgroup128x128Roomy = WarpgroupTiling<128, 128, 5, 1>;
+using Warpgroup64x128Roomy = WarpgroupTiling<64, 128, 4, 2>;
+using Warpgroup64x64Roomy = WarpgroupTiling<64, 64, 4, 4>;
 
 template <typename X, typename Operand>
 struct DenseTilings {
   using type = Product<Dense<X>, Operand, 16, Tiling128x256, Tiling128x128, Tiling64<8, 3, 1>, Tiling64<4, 4, 3>,
-                       Tiling64x64, Tiling64x32>;
+                       Tiling64x64, Tiling64x32, Warpgroup128x256, Warpgroup128x128, Warpgroup64x128, Warpgroup64x64>;
 };
 template <typename X>
 struct DenseTilings<X, Matrix> {
-  using type = Product<Dense<X>, Matrix, 16, Tiling128x256, Tiling128x128, Tiling64<8, 4, 1>, Tiling64<7, 4, 1>,
-                       Tiling64<6, 4, 2>, Tiling64<5, 4, 2>, Tiling64<4, 4, 3>, Tiling64<3, 4, 3>, Tiling64x64,
-                       Tiling64x32, Tiling64x16>;
+  using type =
+      Product<Dense<X>, Matrix, 16, Tiling128x256, Tiling128x128, Tiling64<8, 4, 1>, Tiling64<7, 4, 1>,
+              Tiling64<6, 4, 2>, Tiling64<5, 4, 2>, Tiling64<4, 4, 3>, Tiling64<3, 4, 3>, Tiling64x64, Tiling64x32,
+              Tiling64x16, Warpgroup192x256, Warpgroup128x256, Warpgroup128x128, Warpgroup64x128, Warpgroup64x64>;
 };
 template <typename X, typename Operand>
 using DenseProduct = typename DenseTilings<X, Operand>::type;
 
 template <typename X, typename Operand>
-using Sparse24Product = Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>,
-                                Tiling64x64, Tiling64x16>;
+using Sparse24Product =
+    Product<Sparse24<X>, Operand, 16, Tiling128x128Roomy, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>, Tiling64x64,
+            Tiling64x16, Warpgroup128x256Roomy, Warpgroup128x128Roomy, Warpgroup64x128Roomy, Warpgroup64x64Roomy>;
 
 // Rows of K that are no whole 16 bytes: pieces of 4 bytes or one element.
 template <typename X, typename Operand, int kPiece>
 using OddProduct = Product<Dense<X>, Operand, kPiece, Tiling64<4, 4, 3>, Tiling64x16>;
 
 // Tile skip: each band of 64 channels has its own tiles.
-template <typename Format>
-using SkipProduct = Product<Format, Image, 16, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>, Tiling64x64>;
+template <typename Format, typename... More>
+using SkipTilings = Product<Format, Image, 16, Tiling64<8, 3, 1>, Tiling64<4, 3, 2>, Tiling64x64, More...>;
+template <typename X>
+using SkipDenseProduct = SkipTilings<Dense<X>, Warpgroup64x256, Warpgroup64x128, Warpgroup64x64>;
+template <typename X>
+using SkipSparse24Product = SkipTilings<Sparse24<X>, Warpgroup64x128Roomy, Warpgroup64x64Roomy>;
 
 // int8 weights by halves, from the rows on that gemv.cuh leaves; pieces as above.
 template <typename X, int kPiece>

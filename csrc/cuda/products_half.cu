@@ -7,7 +7,7 @@ namespace {
 
 template <typename X>
 bool run_half_of(bool two_four, const Call& call, const Image& x) {
-  return two_four ? run<SkipProduct<Sparse24<X>>>(call, x) : run<SkipProduct<Dense<X>>>(call, x);
+  return two_four ? run<SkipSparse24Product<X>>(call, x) : run<SkipDenseProduct<X>>(call, x);
 }
 
 }  // namespace

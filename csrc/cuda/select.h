@@ -10,6 +10,7 @@ namespace torchaccel::cuda {
 struct Device {
   int multiprocessors;
   int shared_bytes;  // that one block may have
+  bool warpgroups;   // multiplies by wgmma
 };
 
 // What the model knows of a tiling.
@@ -19,6 +20,7 @@ struct TilingFacts {
   int shared_bytes;   // of a block
   int stage_bytes;    // that one step along K moves into shared memory
   double stage_macs;  // int8 multiplications of one step, or what they would be at that speed
+  bool warpgroups;    // by wgmma
 };
 
 // tiling -1: none fits. Of the tiles, `whole` are made by one of `blocks` each, the rest shared by all of them.
@@ -28,10 +30,11 @@ struct Choice {
   double cycles = 0;
 };
 
-// Per multiprocessor and clock, at best: int8 multiplications by mma.sync, bytes from L2 and from memory; and the
-// clocks that a tile costs beside its steps, and a second kernel. From data sheets and arithmetic until a GPU has
-// measured them.
-constexpr double kMacs = 2048, kL2Bytes = 48, kMemoryBytes = 14, kTileCycles = 1500, kFinishCycles = 3000;
+// Per multiprocessor and clock, at best: int8 multiplications by mma.sync and by wgmma, bytes from L2 and from memory;
+// and the clocks that a tile costs beside its steps, and a second kernel. From data sheets and arithmetic until a GPU
+// has measured them.
+constexpr double kMacs = 2048, kWarpgroupMacs = 4096, kL2Bytes = 48, kMemoryBytes = 14, kTileCycles = 1500,
+                 kFinishCycles = 3000;
 // A multiprocessor with one block where two would fit hides less of its waits.
 constexpr double kAlone = 1.3;
 constexpr int64_t kLeastShare = 4;  // steps of a block, below which its start costs more than it helps
@@ -43,13 +46,14 @@ inline Choice choose(const TilingFacts* tilings, int count, int64_t rows, int64_
   const double memory = static_cast<double>(steps * (rows + channels) * 64) / (kMemoryBytes * d.multiprocessors);
   for (int i = 0; i < count; ++i) {
     const TilingFacts& t = tilings[i];
-    if (t.shared_bytes > d.shared_bytes) continue;
+    if (t.shared_bytes > d.shared_bytes || (t.warpgroups && !d.warpgroups)) continue;
+    const double macs = t.warpgroups ? kWarpgroupMacs : kMacs;
     const int64_t tiles = (rows + t.rows - 1) / t.rows * ((channels + t.channels - 1) / t.channels);
     const double tile_bytes = 4.0 * t.rows * t.channels;
     for (int busy = 1; busy <= t.blocks; ++busy) {
       // Blocks of one multiprocessor share its tensor cores and its way to L2.
       const double step =
-          std::max(t.stage_macs / kMacs, t.stage_bytes / kL2Bytes) * busy * (busy < t.blocks ? kAlone : 1);
+          std::max(t.stage_macs / macs, t.stage_bytes / kL2Bytes) * busy * (busy < t.blocks ? kAlone : 1);
       const double tile = step * static_cast<double>(steps) + kTileCycles;
       const int64_t most = int64_t{d.multiprocessors} * busy;
       const auto consider = [&](int64_t blocks, int64_t whole, double cycles) {

@@ -3,7 +3,7 @@
 // A tile holds 64 output channels by 64 bytes of weights, as shared memory holds it: row r's 16-byte chunk c lies at
 // swizzled<64>(r, c). Tiles of a band of 64 channels follow each other along K, or only those that are kept (tile
 // skip). A format says how many bytes of the activations' K a tile covers, and multiplies one warp's share of it: kRows
-// / 16 fragments of weights, each with kColumns / 8 of activations.
+// / 16 fragments of weights, each with kColumns / 8 of activations; or starts a warpgroup's products of all of it.
 #pragma once
 
 #include "operand.cuh"
@@ -64,6 +64,15 @@ struct Dense {
       }
     }
   }
+
+  // x: [kColumns, 64 bytes], swizzled; the last argument is the thread of its warpgroup.
+  template <int kColumns>
+  __device__ static void start(S (&sums)[kColumns / 8][4], const uint8_t* weights, const uint8_t* x, int) {
+#pragma unroll
+    for (int k = 0; k < kBytesK; k += 32) {
+      ptx::wgmma<X, kColumns>(sums, ptx::descriptor<64>(weights + k), ptx::descriptor<kBytesK>(x + k));
+    }
+  }
 };
 
 // 2:4 along K: a tile holds the two kept of each four neighbours, and after them the metadata of mma_sp in the order of
@@ -82,6 +91,15 @@ struct Sparse24 {
                                   const uint8_t* x, int column, int lane) {
     step<0, kRows, kColumns>(sums, weights, row, x, column, lane);
     step<1, kRows, kColumns>(sums, weights, row, x, column, lane);
+  }
+
+  template <int kColumns>
+  __device__ static void start(S (&sums)[kColumns / 8][4], const uint8_t* weights, const uint8_t* x, int thread) {
+    const uint32_t* metadata = reinterpret_cast<const uint32_t*>(weights + kTileValues) + thread;
+    const uint32_t first = metadata[0], second = kBytes ? metadata[kWarpgroup] : first;
+    ptx::wgmma_sp<X, kColumns, 0>(sums, ptx::descriptor<64>(weights), ptx::descriptor<kBytesK>(x), first);
+    ptx::wgmma_sp<X, kColumns, kBytes ? 0 : 1>(sums, ptx::descriptor<64>(weights + 32),
+                                               ptx::descriptor<kBytesK>(x + 64), second);
   }
 
  private:

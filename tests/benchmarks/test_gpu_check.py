@@ -18,8 +18,10 @@ import gpu_ptx
 import gpu_sanitize
 import gpu_section
 import gpu_table
+import gpu_tilings
 import ptx_vectors
 from gpu_items import FAILED, NO_KERNEL, NOT_RUN, OK, Item, Result
+from harness import compiled
 
 CPU = torch.device("cpu")
 NO_COUNTERPART = {"linear 2:4 M=N=K=64: cuSPARSELt int8", "linear 2:4 M=N=K=64: cuSPARSELt fp16"}  # on a CPU
@@ -41,6 +43,18 @@ def test_the_dry_run_walks_every_part(capsys: pytest.CaptureFixture[str]) -> Non
         and "t(M+1)/t(M)" in text
         and "cuSPARSELt int8: failed" in text
     )
+
+
+def test_tilings_are_planned_and_run_one_by_one() -> None:
+    for library, name, problem in gpu_tilings.shapes(small=True):
+        kernels = compiled(f"products_{library}").library
+        found = gpu_tilings.measure(kernels, problem, CPU, multiprocessors=3)
+        assert len(found) > 4 and sum(each["chosen"] for each in found) == 1, name
+        assert all(each["same"] for each in found)
+        assert {each["warpgroups"] for each in found} == {False, True} and all(each["cycles"] > 0 for each in found)
+        best = min(found, key=lambda each: each["cycles"])
+        assert best["cycles"] * 1.002 > next(each["cycles"] for each in found if each["chosen"])
+        assert name in gpu_tilings.shown(name, found)
 
 
 def test_without_a_gpu_it_says_so() -> None:
@@ -149,7 +163,8 @@ def test_rows_compare_with_the_fastest_opponent_and_name_what_is_missing() -> No
 def test_recording_takes_what_a_gpu_gave_and_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptx_vectors, "FILE", tmp_path / "vectors.json")
     entries = [
-        {"name": name, "status": OK, "out": ptx_vectors.to_hex(make()[1])} for name, make in ptx_vectors.VECTORS.items()
+        {"name": name, "status": OK, "out": ptx_vectors.recorded(make()[1])}
+        for name, make in ptx_vectors.VECTORS.items()
     ]
     result = {
         "ptx": entries,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +108,23 @@ def test_steps_tighten_and_never_bring_weights_back() -> None:
         assert now[zeros].all()
         zeros = now
     assert sparsify_(model, Sparsity("1x4", 0.2)).pruned["2"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_masks_under_distributed_data_parallel(tmp_path: Path) -> None:
+    """DDP waits in each step for hooks that it put on the parameters before there were masks."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = network()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(parallel.parameters(), 0.05)
+        for change in (lambda: sparsify_(model, Sparsity("1x4", 0.5)), lambda: finalize_masks_(model)):
+            change()
+            for _ in range(2):
+                before = model[2].weight.clone()
+                step(parallel, optimizer)
+                assert not torch.equal(model[2].weight, before)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_steps_in_one_call_end_at_the_amount() -> None:

@@ -56,6 +56,27 @@ def test_resuming_after_any_batch_gives_the_rest_to_the_bit(
             assert batches(second) + batches(second) == whole[taken:]
 
 
+def test_an_iteration_that_waits_takes_the_epoch_it_is_told() -> None:
+    """Lightning calls iter, then set_epoch of the loader's sampler, then next."""
+    with Loader(Arrays(IMAGES, LABELS), 10, shuffle=True) as loader:
+        epochs = [labels_of(loader) for _ in range(3)]
+        waiting = iter(loader)
+        loader.sampler.set_epoch(1)
+        assert [i for _, labels in waiting for i in labels.tolist()] == epochs[1]
+        assert labels_of(loader) == epochs[2]
+
+        loader.set_epoch(1)
+        assert labels_of(loader, 2) == epochs[1][:20]
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        waiting = iter(loader)
+        loader.set_epoch(1)  # the same epoch, so that the cursor stays
+        assert next(waiting)[1].tolist() == epochs[1][20:30]
+        loader.set_epoch(2)
+        with pytest.raises(RuntimeError, match="this one is over"):
+            next(waiting)
+
+
 def test_the_state_is_small_and_tells_what_was_delivered() -> None:
     with Loader(Arrays(IMAGES, LABELS), 4, shuffle=True, slots=6) as loader:
         iterator = iter(loader)

@@ -68,6 +68,7 @@ def test_demo_writes_report_model_and_events(tiny: None, tmp_path: Path, capsys:
     assert [round(value, 2) for _, value in curves["sparsity/3"]] == [0.0, 0.5, 0.75]
     assert curves["speed/speedup"][0] == (10, pytest.approx(result.report.speedup))
     assert curves["speed/latency_ms/optimized"][0][1] > 0
+    assert [step for step, _ in curves["layers/speedup"]] == [*range(len(result.report.layers))]
 
     printed = capsys.readouterr()
     assert printed.out == "", "standard output belongs to the caller"

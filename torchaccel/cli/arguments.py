@@ -151,6 +151,20 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
+def check_tensorboard() -> None:
+    """Look for TensorBoard now, not after minutes of work.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"--tensorboard is given, but TensorBoard is not installed ({error}): `pip install tensorboard`"
+        ) from error
+
+
 def parse_sparsity(text: str | None) -> Sparsity | None:
     """ "1x4:0.9" is 90 % of the weights in blocks of the pattern 1x4.
 

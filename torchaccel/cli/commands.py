@@ -115,6 +115,9 @@ def optimize(
         Path | None, typer.Option(metavar="FILE", help="Real inputs, samples first: .npy or .safetensors.")
     ] = None,
     min_speedup: Annotated[float, typer.Option(help="What the measured speed-up must reach.")] = 1.0,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the report's figures there as a run of TensorBoard.")
+    ] = None,
     threads: Threads = None,
     device: Device = "auto",
     json: Json = False,
@@ -131,7 +134,10 @@ def optimize(
         arguments.use_threads(threads)
         examples = arguments.make_inputs(inputs, where)
         batches = arguments.read_calibration(calibration, examples[0])
-        _make_folder(out)
+        _make_folder("--out", out)
+        if tensorboard is not None:
+            _make_folder("--tensorboard", tensorboard)
+            arguments.check_tensorboard()
         built = arguments.build_model(model, weights).to(where)
         arguments.check_runs(built, examples, inputs)
         result = run(built, examples, sparsity=pruning, int8=how, calibration=batches, min_speedup=min_speedup)
@@ -140,6 +146,9 @@ def optimize(
         report.to_html(files["report.html"])
         report.to_json(files["report.json"])
         save(result.model, files["model.safetensors"])
+        if tensorboard is not None:
+            report.to_tensorboard(tensorboard)
+            files["tensorboard"] = tensorboard
     if json:
         emit(report.data | {"passed": result.passed, "files": {name: str(path) for name, path in files.items()}})
     else:
@@ -196,14 +205,14 @@ def pack(
         raise typer.Exit(GATE_FAILED)
 
 
-def _make_folder(out: Path) -> None:
+def _make_folder(option: str, out: Path) -> None:
     """Make the folder of the results now, not after minutes of work."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out is {str(out)!r}, which cannot be made a folder: {error.strerror}") from error
+        raise ValueError(f"{option} is {str(out)!r}, which cannot be made a folder: {error.strerror}") from error
     if not os.access(out, os.W_OK):
-        raise ValueError(f"--out is {str(out)!r}, which cannot be written to")
+        raise ValueError(f"{option} is {str(out)!r}, which cannot be written to")
 
 
 def main() -> None:

@@ -44,7 +44,12 @@ def set_mask(module: nn.Module, mask: Tensor, pattern: str) -> None:
     """Put a mask on a module's weight or replace the values of the one that is there; the parameter stays the same."""
     present = mask_of(module)
     if present is None:
+        # Registering writes to the parameter it is given, after which DistributedDataParallel would wait for its
+        # gradient for ever; so it gets another one on the same memory.
+        weight: Any = module.weight
+        module.weight = nn.Parameter(weight.detach(), weight.requires_grad)
         parametrize.register_parametrization(module, "weight", Mask(mask, pattern))
+        module.parametrizations.weight.original = weight  # type: ignore[union-attr]
     else:
         present.mask.copy_(mask)
 

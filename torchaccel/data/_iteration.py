@@ -51,17 +51,23 @@ class Iteration:
     def __init__(
         self, loader: Loader, engine: Engine, ring: Ring | None, epoch: int, cursor: int, clock: Clock
     ) -> None:
-        self._loader, self._engine, self._ring, self._epoch, self._clock = loader, engine, ring, epoch, clock
+        self._loader, self._engine, self._ring, self._clock = loader, engine, ring, clock
         self._count = len(loader.source)
         self._native = isinstance(loader.source, Native)
-        self._order = Permutation(self._count, loader.seed, epoch) if loader.shuffle else None
-        self._asked = cursor  # the cursor after what was asked for
+        self.start_at(epoch, cursor)
         self._pending: deque[_Pending] = deque()
         self._open = True
         self._process = os.getpid()
         self._superseded = False
         self._began = self._left = time.perf_counter()
         self._first = True
+
+    def start_at(self, epoch: int, cursor: int) -> None:
+        """Begin there; only while it is waiting."""
+        self._epoch = epoch
+        self._order = Permutation(self._count, self._loader.seed, epoch) if self._loader.shuffle else None
+        self._asked = cursor  # the cursor after what was asked for
+        self.is_waiting = True  # for its first batch to be asked for
 
     def __iter__(self) -> Iteration:
         return self
@@ -75,6 +81,7 @@ class Iteration:
             if not self._open:
                 raise StopIteration
             came = time.perf_counter()
+            self.is_waiting = False
             self._ask_ahead()
             if not self._pending:
                 self._loader._finished()
@@ -95,6 +102,7 @@ class Iteration:
 
     def close(self) -> None:
         """End the iteration; what was asked for ahead is forgotten."""
+        self.is_waiting = False
         if self._open and self._process == os.getpid():
             self._open = False
             self._engine.cancel()

@@ -52,6 +52,16 @@ class cuda_prefetch:  # noqa: N801 - used like a function
         self._state = None
         self.loader.set_epoch(epoch)
 
+    @property
+    def sampler(self) -> cuda_prefetch:
+        """As Loader.sampler."""
+        return self
+
+    @property
+    def batch_sampler(self) -> None:
+        """As Loader.batch_sampler."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """As Loader.state_dict, after the batch that this wrapper delivered last: what was only prefetched is not
         counted."""

@@ -125,14 +125,33 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, from its start; after load_state_dict of that epoch, from there.
 
+        An iteration of which no batch was asked for yet is the next one.
+
         Raises:
             ValueError: an epoch below 0 or above 2^32 - 1.
         """
         if not 0 <= epoch < 1 << 32:
             raise ValueError(f"Loader: epoch is {epoch}, accepted is 0..{(1 << 32) - 1}")
-        if not (self._resuming and epoch == self._epoch):
+        iteration = self._iteration() if self._iteration is not None else None
+        waiting = iteration is not None and iteration.is_waiting
+        if epoch == self._epoch and (self._resuming or waiting):
+            return
+        self._epoch, self._cursor = epoch, 0
+        if iteration is not None and waiting:
+            iteration.start_at(epoch, 0)
+        else:
             self._end_iteration()
-            self._epoch, self._cursor, self._resuming = epoch, 0, True
+            self._resuming = True
+
+    @property
+    def sampler(self) -> Loader:
+        """The loader itself, which chooses the order: Lightning calls `set_epoch` of a loader's sampler."""
+        return self
+
+    @property
+    def batch_sampler(self) -> None:
+        """None; Lightning looks for it where there is a sampler."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, after the batch that was delivered last: plain data of a fixed size.

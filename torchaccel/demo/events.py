@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchaccel.report import Report
+from torchaccel.report import Report, summary_writer
 
 
 class Events:
@@ -21,13 +21,12 @@ class Events:
 
     def __init__(self, folder: Path) -> None:
         self.missing: str | None = None
+        self._folder = folder
         self._writer: Any = None
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._writer = summary_writer(folder)
         except ImportError as error:
-            self.missing = f"no TensorBoard events: {error}. `pip install tensorboard` brings them."
-        else:
-            self._writer = SummaryWriter(str(folder))
+            self.missing = f"no TensorBoard events: {error}"
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Add one point to the curve `tag`."""
@@ -40,16 +39,10 @@ class Events:
             self.scalar(f"sparsity/{name}", share, step)
 
     def result(self, report: Report, step: int) -> None:
-        """Add what the report measured: the model's speed, and each layer's."""
-        for side in ("baseline", "optimized"):
-            self.scalar(f"speed/images_per_second/{side}", report.data[side]["throughput"], step)
-            self.scalar(f"speed/latency_ms/{side}", report.data[side]["latency_ms"], step)
-        self.scalar("speed/speedup", report.speedup, step)
-        for layer in report.layers:
-            if layer["speedup"] is not None:
-                self.scalar(f"layer_speedup/{layer['name']}", layer["speedup"], step)
+        """Add what the report measured, to the same run."""
         if self._writer is not None:
-            self._writer.add_text("report", "\n".join("    " + line for line in report.summary().splitlines()), step)
+            self._writer.flush()
+            report.to_tensorboard(self._folder, step)
 
     def close(self) -> None:
         """Write out what is buffered."""

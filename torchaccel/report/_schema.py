@@ -152,6 +152,7 @@ _REPORT = _dict(
         "model": _optional(_text),
         "forms": _list(_dict({"form": _text, "latency_ms": _optional(POSITIVE)}, {"note": _optional(_text)})),
         "gates": _optional(_GATES),
+        "settings": _optional(_dict({})),
         "trials": _optional(_dict({"baseline_ms": _list(POSITIVE), "optimized_ms": _list(POSITIVE)})),
     },
 )

@@ -1,4 +1,4 @@
-"""The proof that a model became faster: as text, JSON or one HTML page."""
+"""The proof that a model became faster: as text, JSON, one HTML page or TensorBoard events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchaccel.report import _page, _text
+from torchaccel.report import _events, _page, _text
 from torchaccel.report._files import write_atomically
 from torchaccel.report._schema import checked
 
@@ -29,7 +29,8 @@ class Report:
             - `environment`: any of {torchaccel, torch, python, cpu, isa, threads, device, gpu, date, platform}.
             - optional: `model` (its name), `forms` ([{form, latency_ms or None, note}], all dense forms compared),
               `gates` ({max_drop, min_speedup, accuracy_passed, speed_passed, notes}; None in place of passed means
-              not checked), `trials` ({baseline_ms: [...], optimized_ms: [...]}).
+              not checked), `trials` ({baseline_ms: [...], optimized_ms: [...]}), `settings` (a dict of what was asked
+              for, such as {pattern, amount, int8}).
 
             Further keys are kept as they are.
 
@@ -87,6 +88,27 @@ class Report:
             OSError: the folder is missing or cannot be written to.
         """
         write_atomically(path, _page.render(self.data))
+
+    def to_tensorboard(self, log_dir: str | os.PathLike[str], step: int = 0) -> None:
+        """Write what was measured as events of one TensorBoard run, so that several reports compare side by side.
+
+        Scalars `speed/...` (speed-up with its interval, latency, samples a second), `accuracy/...` and `size_mb/...`;
+        curves `layers/...`, whose steps are the layers in the model's order; the summary and a table of the layers as
+        text; and what was asked for as hyperparameters, with speed-up, latency, accuracy and size as their metrics.
+
+        Args:
+            log_dir: the run's folder, made if it is missing; one for each report. `tensorboard --logdir` takes the
+                folder above. Older events in it stay.
+            step: of the scalars and texts that are not about layers, for a run that trained before.
+
+        Raises:
+            ImportError: TensorBoard is not installed; the extra torchaccel[tensorboard] brings it.
+            OSError: the folder cannot be written to.
+
+        Equivalent to calls of `add_scalar`, `add_text` and `add_hparams` of a torch.utils.tensorboard.SummaryWriter.
+        """
+        with _events.summary_writer(log_dir) as writer:
+            _events.write(writer, self.data, step)
 
     def __repr__(self) -> str:
         return f"Report(model={self.data.get('model')!r}, speedup={self.speedup:.3f}, layers={len(self.layers)})"

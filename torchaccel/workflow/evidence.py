@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from torchaccel import __version__
-from torchaccel.compress import sparsity_of
+from torchaccel.compress import Sparsity, sparsity_of
 from torchaccel.graph.cache import machine
 from torchaccel.graph.choose import Choice
 from torchaccel.measure import Comparison
@@ -37,6 +37,7 @@ class Evidence:
     max_drop: float
     min_speedup: float
     notes: list[str]
+    settings: dict[str, Any]
     device: torch.device
 
     @property
@@ -48,6 +49,15 @@ class Evidence:
     def speed_passed(self) -> bool:
         """The lower end of the interval reaches what was asked; without gain there is no reason to change a model."""
         return self.trials.low >= self.min_speedup
+
+
+def settings(sparsity: Sparsity | None, int8: object) -> dict[str, Any]:
+    """What `optimize` was asked for, in words and numbers."""
+    return {
+        "pattern": "none" if sparsity is None else sparsity.pattern,
+        "amount": 0.0 if sparsity is None else sparsity.amount,
+        "int8": "none" if int8 is None else type(int8).__name__,
+    }
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -106,6 +116,7 @@ def build_report(evidence: Evidence) -> Report:
             "layers": [
                 asdict(choice if passed else _gone_back(choice, evidence.original)) for choice in evidence.choices
             ],
+            "settings": evidence.settings,
             "environment": environment(evidence.device),
             "forms": forms_table(evidence.forms),
             "gates": {

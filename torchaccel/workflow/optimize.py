@@ -26,7 +26,7 @@ from torchaccel.nn import InputRange
 from torchaccel.workflow.accelerate import choose_layers
 from torchaccel.workflow.benchmark import time_forms
 from torchaccel.workflow.candidates import Int8, candidates
-from torchaccel.workflow.evidence import Evidence, build_report
+from torchaccel.workflow.evidence import Evidence, build_report, settings
 from torchaccel.workflow.forms import Form
 from torchaccel.workflow.gates import hold_accuracy, moved, too_inexact
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
@@ -139,7 +139,7 @@ def optimize(
     evidence = Evidence(
         model=type(model).__name__, original=original, optimized=fast, forms=forms, trials=trials, choices=choices,
         accuracy=(before, after), accuracy_passed=accuracy_passed, max_drop=max_drop, min_speedup=min_speedup,
-        notes=notes, device=example_inputs[0].device,
+        notes=notes, settings=settings(sparsity, int8), device=example_inputs[0].device,
     )  # fmt: skip
     return Result(fast if evidence.passed else forms.best.model, build_report(evidence), evidence.passed)
 

@@ -1,11 +1,7 @@
 // What the lanes of a warp do together, as the PTX manual defines it for the fragments of ptx.cuh.
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
 
-#include "cuda_bf16.h"
-#include "cuda_fp16.h"
-#include "memory.h"
+#include "numbers.h"
 
 namespace emulate {
 
@@ -13,21 +9,16 @@ namespace {
 
 constexpr int kRows = 16, kColumns = 8, kWords = 16;  // words of 4 bytes: at most 64 bytes of K
 
-inline double to_number(int8_t x) { return x; }
-inline float to_number(__half x) { return __half2float(x); }
-inline float to_number(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-const Fragments& fragments(void* const (&lanes)[kWarp], int lane) { return *static_cast<Fragments*>(lanes[lane]); }
+const Fragments& fragments(void* const* lanes, int lane) { return *static_cast<Fragments*>(lanes[lane]); }
 
 // W: of the weights, X: of the activations. Sparse: K is twice what `a` holds, and `metadata` says where.
 template <typename W, typename X, int kBytesK>
 struct Product {
-  using Sum = std::conditional_t<sizeof(X) == 1, uint32_t, double>;  // integers wrap
   static constexpr int kDepth = kBytesK / sizeof(X);
   W a[kRows][kDepth] = {};
   X b[kColumns][kDepth];
 
-  void load_b(void* const (&lanes)[kWarp]) {
+  void load_b(void* const* lanes) {
     for (int lane = 0; lane < kWarp; ++lane) {
       for (int i = 0; i < kBytesK / 16; ++i) {
         std::memcpy(reinterpret_cast<char*>(b[lane / 4]) + 16 * i + lane % 4 * 4, &fragments(lanes, lane).b[i], 4);
@@ -35,29 +26,11 @@ struct Product {
     }
   }
 
-  static Sum term(W w, X x) {
-    if constexpr (sizeof(X) == 1) {
-      return static_cast<uint32_t>(int{w} * int{x});
-    } else {
-      return static_cast<double>(to_number(w)) * to_number(x);
-    }
-  }
-
-  void add(void* const (&lanes)[kWarp]) const {
+  void add(void* const* lanes) const {
     for (int lane = 0; lane < kWarp; ++lane) {
       uint32_t (&d)[4] = static_cast<Fragments*>(lanes[lane])->d;
       for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        Sum sum = 0;
-        for (int k = 0; k < kDepth; ++k) sum += term(a[row][k], b[column][k]);
-        if constexpr (sizeof(X) == 1) {
-          d[i] += sum;
-        } else {
-          float total;
-          std::memcpy(&total, &d[i], 4);
-          total = static_cast<float>(total + sum);
-          std::memcpy(&d[i], &total, 4);
-        }
+        add_to<X>(&d[i], dot(a[lane / 4 + i / 2 * 8], b[lane % 4 * 2 + i % 2], kDepth));
       }
     }
   }
@@ -65,7 +38,7 @@ struct Product {
 
 // The 32 bytes a row that `a` holds, in order.
 template <typename W>
-void load_a(void* const (&lanes)[kWarp], W (&a)[kRows][32 / sizeof(W)]) {
+void load_a(void* const* lanes, W (&a)[kRows][32 / sizeof(W)]) {
   for (int lane = 0; lane < kWarp; ++lane) {
     for (int i = 0; i < 4; ++i) {
       char* row = reinterpret_cast<char*>(a[lane / 4 + i % 2 * 8]);
@@ -75,38 +48,21 @@ void load_a(void* const (&lanes)[kWarp], W (&a)[kRows][32 / sizeof(W)]) {
 }
 
 template <typename W, typename X>
-void run_mma(void* const (&lanes)[kWarp]) {
+void run_mma(void* const* lanes) {
   Product<W, X, 32> product;
   load_a<W>(lanes, product.a);
   product.load_b(lanes);
   product.add(lanes);
 }
 
-// The metadata of the group of four elements `group` of `row`: two places of 2 bits.
-template <typename X>
-int metadata_of(void* const (&lanes)[kWarp], int selector, int row, int group) {
-  const int g = row % 8, high = row / 8;
-  if (sizeof(X) == 1) {  // 8 groups a lane
-    return fragments(lanes, 4 * g + group / 8 * 2 + high).metadata >> group % 8 * 4 & 15;
-  }
-  return fragments(lanes, 4 * g + selector * 2 + group / 4).metadata >> (high * 16 + group % 4 * 4) & 15;
-}
-
 template <typename W, typename X, int kSelector>
-void run_mma_sparse(void* const (&lanes)[kWarp]) {
+void run_mma_sparse(void* const* lanes) {
   Product<W, X, 64> product;
   W kept[kRows][32 / sizeof(W)];
   load_a<W>(lanes, kept);
+  const auto metadata = [lanes](int lane) { return fragments(lanes, lane).metadata; };
   for (int row = 0; row < kRows; ++row) {
-    for (int group = 0; group < product.kDepth / 4; ++group) {
-      const int places = metadata_of<X>(lanes, kSelector, row, group);
-      const int first = places & 3, second = places >> 2;
-      if (first >= second) {
-        fail(waiting_at(), "mma_sp: places %d and %d of row %d, group %d do not rise", first, second, row, group);
-      }
-      product.a[row][group * 4 + first] = kept[row][group * 2];
-      product.a[row][group * 4 + second] = kept[row][group * 2 + 1];
-    }
+    spread<X>(kept[row], product.a[row], product.kDepth, row, kSelector, metadata);
   }
   product.load_b(lanes);
   product.add(lanes);
@@ -114,7 +70,7 @@ void run_mma_sparse(void* const (&lanes)[kWarp]) {
 
 // The lane that a word goes to is the one that reads it.
 template <int kMatrices>
-void run_load_matrices(void* const (&lanes)[kWarp]) {
+void run_load_matrices(void* const* lanes) {
   const int last = running.thread, first = last / kWarp * kWarp;
   for (int matrix = 0; matrix < kMatrices; ++matrix) {
     int passes[8] = {};
@@ -138,9 +94,9 @@ void run_load_matrices(void* const (&lanes)[kWarp]) {
   running.thread = last;
 }
 
-void run_shuffle(void* const (&lanes)[kWarp]) {
-  for (void* lane : lanes) {
-    auto* mine = static_cast<Shuffle*>(lane);
+void run_shuffle(void* const* lanes) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    auto* mine = static_cast<Shuffle*>(lanes[lane]);
     if (mine->mask != ~0u) fail(waiting_at(), "a shuffle with mask %#x, emulated are those of all lanes", mine->mask);
     mine->got = static_cast<Shuffle*>(lanes[mine->from % kWarp])->given;
   }

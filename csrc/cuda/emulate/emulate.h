@@ -11,6 +11,9 @@
 //     block never wrote; two threads at one byte, one of them writing, without a barrier between them
 //   cp.async: any access to bytes under way; copies not waited for. They land in the issuer's wait and no sooner, or,
 //     in the other mode, at once
+//   wgmma: writes to what products under way read; reads of bytes whose writers had no fence.proxy.async before the
+//     barrier; sums with no wgmma.fence before a group's first product; products not waited for. Each warp's rows are
+//     multiplied in its wait and no sooner, or, in the other mode, at once
 //   addresses that are not aligned; divergent collectives and barriers; deadlocks; sparse metadata out of order;
 //     overflows, shifts and array indices out of range; endless loops
 // __syncthreads and __syncwarp order memory, shuffles and other collectives do not.
@@ -28,7 +31,7 @@
 
 namespace emulate {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpgroup = 4 * kWarp;
 
 struct Index {
   unsigned x;
@@ -42,10 +45,11 @@ void launch(const void* kernel, int64_t blocks, int threads, int64_t shared, voi
 void barrier();
 void sync_warp();
 
-// What the 32 lanes of a warp do together: the last to come runs it on what all gave.
+// What the 32 lanes of a warp do together, or the 128 of a warpgroup: the last to come runs it on what all gave.
 struct Collective {
   const char* name;
-  void (*run)(void* const (&lanes)[kWarp]);
+  void (*run)(void* const* lanes);
+  int lanes = kWarp;
 };
 void collective(const Collective& what, void* given);
 
@@ -61,6 +65,23 @@ struct Fragments {
 };
 const Collective& mma(Type type);
 const Collective& mma_sparse(Type type, int selector);
+
+// Products of a warpgroup: what all of it gives, and of a lane its sums and metadata. Descriptors have the bits of
+// wgmma's.
+struct WarpgroupProduct {
+  Type type;
+  int columns;
+  uint64_t a, b;
+  void* sums;         // [columns / 8][4]
+  int selector;       // of 2:4 weights, else -1
+  uint32_t metadata;  // theirs
+};
+uint64_t describe(const void* rows, int bytes);
+void fence_proxy();
+void fence_products();
+void start_product(WarpgroupProduct product);
+void commit_products();
+void wait_products(int pending);
 
 struct Rows {
   uint32_t d[4];

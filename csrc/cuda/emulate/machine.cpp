@@ -61,27 +61,29 @@ struct Copy {
 struct Fiber {
   void* stack = nullptr;  // where it goes on
   enum { kReady, kAtBarrier, kAtCollective, kDone } state = kDone;
-  const void* at = nullptr;  // the call that it waits in
-  void* given = nullptr;     // to the collective
-  std::vector<Copy> copies;  // under way, oldest first
-  int groups = 0;            // committed
+  const void* at = nullptr;          // the call that it waits in
+  void* given = nullptr;             // to the collective
+  std::vector<Copy> copies;          // under way, oldest first
+  int groups = 0;                    // committed
+  const Collective* what = nullptr;  // that it waits at
 };
 
-struct Warp {
-  uint32_t ready = 0, arrived = 0;  // lanes
+// Who comes to a collective: a warp or a warpgroup.
+struct Team {
+  int arrived = 0;
   const Collective* what = nullptr;
 };
 
 struct Machine {
   Fiber fibers[kMaxThreads];
-  Warp warps[kMaxThreads / kWarp];
+  uint32_t ready[kMaxThreads / kWarp];  // lanes of each warp
+  Team warps[kMaxThreads / kWarp], warpgroups[kMaxThreads / kWarpgroup];
   void* scheduler = nullptr;
   int threads = 0, at_barrier = 0, done = 0;
   void (*body)(const void*) = nullptr;
   std::string kernel_name;
 
   Order order = kForward;
-  bool early_copies = false;
   int64_t accesses = 0;  // that a launch may take
   std::mt19937 random;
 
@@ -101,7 +103,7 @@ uint32_t lanes_from(int first) {
 }
 
 void make_ready(int warp, uint32_t lanes) {
-  machine.warps[warp].ready |= lanes;
+  machine.ready[warp] |= lanes;
   for (; lanes != 0; lanes &= lanes - 1) machine.fibers[warp * kWarp + __builtin_ctz(lanes)].state = Fiber::kReady;
 }
 
@@ -109,7 +111,7 @@ void land(Fiber& fiber, int groups) {
   size_t landed = 0;
   for (; landed < fiber.copies.size() && fiber.copies[landed].group < groups; ++landed) {
     const Copy& copy = fiber.copies[landed];
-    if (!machine.early_copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    if (!running.early) std::memcpy(copy.to, copy.from, copy.bytes);
     land_copy(copy.to, copy.bytes);
   }
   fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + landed);
@@ -120,6 +122,9 @@ void live() {
   machine.body(running.arguments);
   Fiber& fiber = self();
   if (!fiber.copies.empty()) fail(nullptr, "ends with %zu copies under way, not waited for", fiber.copies.size());
+  if (const size_t products = products_under_way()) {
+    fail(nullptr, "ends with %zu products under way, not waited for", products);
+  }
   fiber.state = Fiber::kDone;
   ++machine.done;
   if (machine.at_barrier > 0) fail(nullptr, "ends while %d others wait at a barrier", machine.at_barrier);
@@ -141,7 +146,7 @@ int next() {
   const int start = machine.order == kRandom ? static_cast<int>(machine.random() % warps) : 0;
   for (int i = 0; i < warps; ++i) {
     const int warp = machine.order == kReversed ? warps - 1 - i : (start + i) % warps;
-    if (machine.warps[warp].ready != 0) return warp * kWarp + pick(machine.warps[warp].ready);
+    if (machine.ready[warp] != 0) return warp * kWarp + pick(machine.ready[warp]);
   }
   return -1;
 }
@@ -155,7 +160,7 @@ void report_deadlock() {
   }
   const Fiber* const stuck = collective != nullptr ? collective : barrier;
   running.thread = static_cast<int>(stuck - machine.fibers);
-  const char* where = collective != nullptr ? machine.warps[running.thread / kWarp].what->name : "__syncthreads";
+  const char* where = collective != nullptr ? collective->what->name : "__syncthreads";
   const char* others =
       barrier != nullptr && collective != nullptr ? "others of the block wait at __syncthreads" : "others do not come";
   fail(stuck->at, "deadlock: waits at %s while %s", where, others);
@@ -178,10 +183,12 @@ void run_block() {
     fiber.stack = top - 6;
   }
   for (int i = 0; i < m.threads; i += kWarp) {
-    m.warps[i / kWarp] = {lanes_from(i), 0, nullptr};
+    m.ready[i / kWarp] = lanes_from(i);
+    m.warps[i / kWarp] = m.warpgroups[i / kWarpgroup] = {};
   }
+  forget_products();
   for (int thread = next(); thread >= 0 && m.report.empty(); thread = next()) {
-    m.warps[thread / kWarp].ready &= ~(1u << thread % kWarp);
+    m.ready[thread / kWarp] &= ~(1u << thread % kWarp);
     running.thread = thread;
     threadIdx_value.x = static_cast<unsigned>(thread);
     running.in_fiber = true;
@@ -284,6 +291,7 @@ void barrier() {
   machine.at_barrier = 0;
   Clock& clock = running.clock;
   clock.barrier = ++clock.now;
+  std::copy_n(clock.fenced, machine.threads, clock.visible);
   for (int i = 0; i < machine.threads; i += kWarp) {
     clock.warp[i / kWarp] = clock.now;
     make_ready(i / kWarp, lanes_from(i));
@@ -293,28 +301,28 @@ void barrier() {
 
 void collective(const Collective& what, void* given) {
   Fiber& fiber = self();
-  const int number = running.thread / kWarp, first = number * kWarp;
-  Warp& warp = machine.warps[number];
+  const int number = running.thread / what.lanes, first = number * what.lanes;
+  Team& team = what.lanes == kWarp ? machine.warps[number] : machine.warpgroups[number];
   fiber.at = __builtin_return_address(0);
   fiber.given = given;
-  if (warp.arrived == 0) warp.what = &what;
-  if (warp.what != &what) {
-    fail(fiber.at, "comes to %s while other lanes of its warp wait at %s", what.name, warp.what->name);
+  fiber.what = &what;
+  if (team.arrived == 0) team.what = &what;
+  if (team.what != &what) {
+    fail(fiber.at, "comes to %s while other lanes of its warp wait at %s", what.name, team.what->name);
   }
-  warp.arrived |= 1u << running.thread % kWarp;
   fiber.state = Fiber::kAtCollective;
-  if (warp.arrived != ~0u) return give_way();
-  void* lanes[kWarp];
-  for (int i = 0; i < kWarp; ++i) lanes[i] = machine.fibers[first + i].given;
+  if (++team.arrived < what.lanes) return give_way();
+  void* lanes[kWarpgroup];
+  for (int i = 0; i < what.lanes; ++i) lanes[i] = machine.fibers[first + i].given;
   what.run(lanes);
-  warp.arrived = 0;
-  make_ready(number, ~0u);
+  team.arrived = 0;
+  for (int i = 0; i < what.lanes; i += kWarp) make_ready((first + i) / kWarp, ~0u);
   give_way();
 }
 
 void sync_warp() {
   static const Collective kSync = {
-      "__syncwarp", [](void* const(&)[kWarp]) { running.clock.warp[running.thread / kWarp] = ++running.clock.now; }};
+      "__syncwarp", [](void* const*) { running.clock.warp[running.thread / kWarp] = ++running.clock.now; }};
   collective(kSync, nullptr);
 }
 
@@ -322,7 +330,7 @@ void copy_async(void* shared, const void* global, int bytes) {
   start_copy(shared, global, bytes, __builtin_return_address(0));
   Fiber& fiber = self();
   fiber.copies.push_back({static_cast<uint8_t*>(shared), static_cast<const uint8_t*>(global), bytes, fiber.groups});
-  if (machine.early_copies) std::memcpy(shared, global, bytes);
+  if (running.early) std::memcpy(shared, global, bytes);
 }
 
 void commit_copies() { ++self().groups; }
@@ -341,13 +349,13 @@ extern "C" {
 
 // Begins a run: what was registered and reported before is forgotten. order: 0 forward, 1 reversed, 2 random; a launch
 // of more than `accesses` to memory, fibers' stacks included, is taken to be endless.
-void emulate_begin(int64_t order, int64_t seed, int64_t early_copies, int64_t accesses) {
+void emulate_begin(int64_t order, int64_t seed, int64_t early, int64_t accesses) {
   emulate::forget_memory(!machine.report.empty());
   machine.report.clear();
   machine.launches = machine.bank_conflicts = 0;
   machine.order = static_cast<emulate::Order>(order);
   machine.random.seed(static_cast<unsigned>(seed));
-  machine.early_copies = early_copies != 0;
+  emulate::running.early = early != 0;
   machine.accesses = accesses;
 }
 

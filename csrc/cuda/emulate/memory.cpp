@@ -26,6 +26,7 @@ struct Byte {
   uint32_t written;  // when
   uint16_t writer;
   uint16_t under_way;  // a copy's thread + 1
+  uint16_t products;   // of warps, under way, that read it
   Read last, other;    // other: the last of another warp than `last`
 };
 
@@ -46,7 +47,7 @@ struct Range {
 };
 
 alignas(4096) uint8_t shared_area[kMaxShared + 4096];
-uint8_t* const shared_base = shared_area + 128;  // aligned to 128 and no more
+uint8_t* const shared_base = shared_area + 1024;  // aligned to 1024 and no more
 Byte shadow[kMaxShared];
 std::vector<Buffer> buffers;  // by address
 Buffer* recent = nullptr;
@@ -80,6 +81,9 @@ void touch(Byte& byte, bool write, Place place, const void* at) {
   if (byte.under_way != 0) {
     fail(at, "%s %s byte %zu while a copy of thread %d to it is under way", verb, place.memory, place.offset,
          byte.under_way - 1);
+  }
+  if (write && byte.products != 0) {
+    fail(at, "writes %s byte %zu, which products under way read", place.memory, place.offset);
   }
   if (!write && byte.written < running.clock.block) {
     fail(at, "reads %s byte %zu, which nobody wrote", place.memory, place.offset);
@@ -199,6 +203,25 @@ void land_copy(const void* shared, int bytes) {
   }
 }
 
+void start_read(int64_t offset, int bytes, const void* at) {
+  check_shared(shared_base + offset, bytes, false, at);
+  for (int64_t i = offset; i < offset + bytes; ++i) {
+    Byte& byte = shadow[i];
+    if (byte.written > running.clock.visible[byte.writer]) {
+      fail(at, "multiplies shared byte %ld, which thread %d wrote with no fence.proxy.async before the barrier", i,
+           byte.writer);
+    }
+    byte.products += kWarpgroup / kWarp;
+  }
+}
+
+void end_read(int64_t offset, int bytes) {
+  for (int64_t i = offset; i < offset + bytes; ++i) {
+    --shadow[i].products;
+    note_read(shadow[i]);
+  }
+}
+
 void start_memory(const void* kernel) {
   recent = nullptr;
   constants.clear();
@@ -219,6 +242,7 @@ void start_memory(const void* kernel) {
 }
 
 void poison_shared() {
+  for (int64_t i = 0; i < running.shared; ++i) shadow[i].products = 0;
   for (int64_t i = 0; i < running.shared; ++i) shared_base[i] = static_cast<uint8_t>(0xa5 + 31 * i);
 }
 

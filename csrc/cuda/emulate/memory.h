@@ -19,12 +19,14 @@ __attribute__((format(printf, 2, 3))) void fail(const void* at, const char* form
 struct Clock {
   uint32_t now = 1;  // grows with each barrier and __syncwarp
   uint32_t launch = 0, block = 0, barrier = 0, warp[kMaxThreads / kWarp] = {};  // when they began, or last met
+  uint32_t fenced[kMaxThreads] = {}, visible[kMaxThreads] = {};  // the last fence.proxy.async; at the last barrier
 };
 
 struct Running {
   bool in_fiber = false;
   int thread = -1;            // -1: the host's
   int64_t accesses_left = 0;  // of the launch
+  bool early = false;         // whether what is asynchronous happens as early as it may, else as late
   char* stacks = nullptr;     // of all threads
   int64_t shared = 0;         // bytes of the launch
   const char* arguments = nullptr;
@@ -47,6 +49,13 @@ void check(const void* address, size_t bytes, bool write, const void* at);
 void check_shared(const void* address, size_t bytes, bool write, const void* at);
 void start_copy(const void* shared, const void* global, int bytes, const void* at);
 void land_copy(const void* shared, int bytes);
+// What products read from their start to their end, by each warp; `offset` from the start of shared memory.
+void start_read(int64_t offset, int bytes, const void* at);
+void end_read(int64_t offset, int bytes);
+
+// Of products: those of the last block; those of the warp that runs.
+void forget_products();
+size_t products_under_way();
 
 // For collectives: where the fiber called, and passes of ldmatrix beyond the first.
 const void* waiting_at();

@@ -68,4 +68,39 @@ inline void mma_sp(typename Sum<X>::type (&d)[4], const uint32_t (&a)[4], const 
   std::memcpy(d, given.d, sizeof(d));
 }
 
+constexpr bool kWarpgroups = true;
+
+template <int kBytes>
+inline uint64_t descriptor(const void* rows) {
+  static_assert(kBytes == 64 || kBytes == 128);
+  return emulate::describe(rows, kBytes);
+}
+
+inline void fence_proxy_async() { emulate::fence_proxy(); }
+
+template <typename S, int kFragments>
+inline void wgmma_fence(S (&)[kFragments][4]) {
+  emulate::fence_products();
+}
+
+inline void wgmma_commit() { emulate::commit_products(); }
+
+template <int kPending, typename S, int kFragments>
+inline void wgmma_wait(S (&)[kFragments][4]) {
+  emulate::wait_products(kPending);
+}
+
+template <typename X, int kColumns>
+inline void wgmma(typename Sum<X>::type (&d)[kColumns / 8][4], uint64_t a, uint64_t b) {
+  static_assert(kColumns == 64 || kColumns == 128 || kColumns == 256);
+  emulate::start_product({type_of<X>(), kColumns, a, b, &d[0][0], -1, 0});
+}
+
+template <typename X, int kColumns, int kSelector>
+inline void wgmma_sp(typename Sum<X>::type (&d)[kColumns / 8][4], uint64_t a, uint64_t b, uint32_t metadata) {
+  static_assert(kColumns == 64 || kColumns == 128 || kColumns == 256);
+  static_assert(kSelector == 0 || (kSelector == 1 && sizeof(X) == 2));
+  emulate::start_product({type_of<X>(), kColumns, a, b, &d[0][0], kSelector, metadata});
+}
+
 }  // namespace torchaccel::cuda::ptx

@@ -43,7 +43,7 @@ LEAST = 0.9  # of a file's mutants, killed
 CPU_SECONDS = 5  # of a mutant's run, which takes half of one when all is well
 OUT_OF_TIME = (signal.SIGXCPU, signal.SIGKILL)
 KINDS = ("result", "race", "bounds", "conflict", "slower", "crash", "endless")
-PRODUCTS = (battery.image, battery.matrix, battery.pieces, battery.two_four, battery.halves)
+PRODUCTS = (battery.image, battery.matrix, battery.pieces, battery.two_four, battery.halves, battery.warpgroups)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Source:
 
 SOURCES = {
     "gemm.cuh": Source(PRODUCTS),
+    "mainloop.cuh": Source(PRODUCTS),
     "weights.cuh": Source(PRODUCTS),
     "operand.cuh": Source(PRODUCTS),
     "epilogue.cuh": Source((battery.matrix,)),
@@ -78,7 +79,7 @@ class Verdict:
 
 def kind_of(report: str) -> str:
     """Of an assertion's text."""
-    if re.search(r"no barrier since|under way|another block|deadlock|barrier|nobody wrote|comes to", report):
+    if re.search(r"no barrier since|fence|under way|another block|deadlock|barrier|nobody wrote|comes to", report):
         return "race"
     if "bank conflicts" in report:
         return "conflict"
@@ -171,7 +172,7 @@ def run(pending: Iterable[Mutant], csrc: Path, jobs: int) -> Iterator[tuple[Muta
 
 def spread(all_: list[Mutant], count: int) -> list[Mutant]:
     """`count` of them: what is between barriers and copies, the swizzles, then every so many of the rest."""
-    first = [m for m in all_ if m.operator in ("barrier", "wait", "commit", "xor")]
+    first = [m for m in all_ if m.operator in ("barrier", "wait", "commit", "fence", "xor")]
     rest = [m for m in all_ if m not in first]
     left = max(count - len(first), 0)
     return (first + [rest[i * len(rest) // left] for i in range(left)])[:count]

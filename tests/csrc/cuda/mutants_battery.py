@@ -22,7 +22,7 @@ from test_emulated_products import convolution, floats, integers, product, prune
 
 Check = Callable[[Kernels], None]
 INT8 = (torch.int8, torch.uint8)
-LARGEST = 128 * 48  # of mutants_tilings.h
+LARGEST = 128 * 64  # of mutants_tilings.h and mutants_warpgroups.cpp
 MACHINES = tuple(replace(machine, accesses=1 << 24) for machine in harness.MACHINES)  # what is endless ends soon
 
 
@@ -233,6 +233,22 @@ def halves() -> Part:
     problem = Problem(small(1, 19, 1, 51, dtype=torch.bfloat16, seed=5), integers(7, 1, 1, 51), matrix=True)
     checks += everywhere(problem, (0,), want=exact(problem))
     return Part("mutants_halves", checks)
+
+
+def warpgroups() -> Part:
+    checks = []
+    for shape in ((21, 200, 336), (7, 65, 80), (70, 130, 512)):
+        checks += everywhere(product(*shape))
+    for blocks, whole in ((2, 0), (3, 1), (7, 2)):
+        checks.append(equal(product(70, 134, 448, tiling=blocks % 2, blocks=blocks, whole=whole), MACHINES[blocks % 3]))
+    checks.append(Sparing(lambda kernels, machine: product_case.run(kernels, product(64, 64, 256, tiling=1), machine)))
+    problem = product(50, 70, 400, two_four=True)
+    problem.weight = pruned(problem.weight, True, False)
+    checks += everywhere(problem, (0,))
+    x, weight = small(2, 5, 6, 24, dtype=torch.float16, seed=1), small(72, 3, 3, 24, dtype=torch.float16, seed=2)
+    problem = Problem(x, pruned(weight, True, True), two_four=True, skip=True, padding=(1, 1), out_dtype=x.dtype)
+    checks += everywhere(problem, (0,), want=exact(problem))
+    return Part("mutants_warpgroups", checks)
 
 
 def chosen() -> Part:

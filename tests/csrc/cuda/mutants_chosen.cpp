@@ -16,7 +16,7 @@ extern "C" void choose_and_run(const Case* c, int64_t shared, int64_t* out) {
     emulate_register(memory, wanted, 2, "workspace");
     return memory;
   };
-  const Device device = {c->multiprocessors, static_cast<int>(shared)};
+  const Device device = {c->multiprocessors, static_cast<int>(shared), false};
   run<Chosen>(Call{c->weights, c->epilogue, device, nullptr, workspace}, matrix_of(*c));
   out[1] = gridDim.x;
 }

@@ -149,13 +149,14 @@ def _halved(number: str) -> str:
 
 ASSIGNMENT_OR_CALL = (
     r"^ *((?:[\w:.]+(?:\[[^\]\n]*\])* = [^\n]*"
-    r"|(?!return|using|static|constexpr|__sync|ptx::cp_async)[\w:.]+(?:<[^;\n]*>)?\([^\n]*\));)$"
+    r"|(?!return|using|static|constexpr|__sync|ptx::cp_async|ptx::wgmma_[wcf]|ptx::fence)[\w:.]+(?:<[^;\n]*>)?\([^\n]*\));)$"
 )
 RELATIONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
 OPERATORS: dict[str, Callable[[str], Iterator[Edit]]] = {
     "barrier": _replaced(r"__sync(?:threads|warp)\(\);", ";"),
-    "wait": _replaced(r"ptx::cp_async_wait<([^>]+)>\(\);", ";", r"ptx::cp_async_wait<\1 + 1>();"),
-    "commit": _replaced(r"ptx::cp_async_commit\(\);", ";"),
+    "wait": _replaced(r"ptx::(cp_async|wgmma)_wait<([^>]+)>\(([^;]*)\);", ";", r"ptx::\1_wait<\2 + 1>(\3);"),
+    "commit": _replaced(r"ptx::(?:cp_async|wgmma)_commit\(\);", ";"),
+    "fence": _replaced(r"ptx::(?:fence_proxy_async|wgmma_fence)\([^;]*\);", ";"),
     "swizzle": _flat,
     "xor": _replaced(r" \^ ", " + 0 * "),
     "bound": _swapped(r"(?<=[\w)\]]) (<|<=|>|>=|==|!=) (?=[\w(*-])", RELATIONS),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_bool, c_int, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import c_bool, c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,14 @@ class Epilogue(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Planned(ctypes.Structure):
+    _fields_ = [
+        ("cycles", c_double), ("blocks", c_int), ("whole", c_int), ("channels", c_int), ("rows", c_int),
+        ("blocks_at_once", c_int), ("shared_bytes", c_int), ("stage_bytes", c_int), ("stage_macs", c_double),
+        ("warpgroups", c_bool),
+    ]  # fmt: skip
+
+
 class Case(ctypes.Structure):
     _fields_ = [
         ("tiling", c_int), ("blocks", c_int), ("whole", c_int),
@@ -42,7 +51,7 @@ class Case(ctypes.Structure):
         ("x", c_void_p), ("pitch", c_int64), ("rows", c_int), ("k", c_int),
         ("images", c_int), ("height", c_int), ("width", c_int), ("channels", c_int),
         ("kernel", c_int * 2), ("stride", c_int * 2), ("padding", c_int * 2), ("dilation", c_int * 2),
-        ("out", c_int * 2),
+        ("out", c_int * 2), ("planned", ctypes.POINTER(Planned)),
     ]  # fmt: skip
 
 
@@ -73,7 +82,7 @@ class Problem:
     blocks: int = 5
     whole: int = 99  # tiles that one block makes; the rest is shared
     multiprocessors: int = 3
-    tile: int = 256 * 128  # sums of the largest tiling
+    tile: int = 256 * 192  # sums of the largest tiling
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -118,8 +127,8 @@ def run(kernels: Kernels, problem: Problem, machine: Machine) -> Tensor:
     return out
 
 
-def fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
-    """The Case of a problem, and what its kernels may touch."""
+def fill(p: Problem, out: Tensor, keep: Callable[[Tensor], Tensor] = apart) -> tuple[Case, dict[str, Tensor | Buffer]]:
+    """The Case of a problem, and what its kernels may touch, as `keep` keeps it."""
     channels, element = p.weight.shape[0], p.x.element_size()
     packed = _tiles.pack(p.weight.flatten(1), two_four=p.two_four, skip=p.skip)
     case = Case(tiling=p.tiling, blocks=p.blocks, whole=p.whole, multiprocessors=p.multiprocessors)
@@ -131,7 +140,7 @@ def fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     def place(name: str, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        buffers[name] = apart(tensor if name == "x" else tensor.contiguous())
+        buffers[name] = keep(tensor if name == "x" else tensor.contiguous())
         return buffers[name].data_ptr()
 
     w = case.weights
@@ -156,7 +165,7 @@ def fill(p: Problem, out: Tensor) -> tuple[Case, dict[str, Tensor | Buffer]]:
     e.out, e.out_type = out.data_ptr(), TYPES[p.out_dtype]
     e.rows, e.channels, e.wide = p.rows, channels, channels % 8 == 0
     blocks = p.blocks if p.tiling >= 0 else 4 * p.multiprocessors
-    partial = torch.empty(2 * blocks * p.tile, dtype=torch.int32)
+    partial = torch.empty(2 * blocks * p.tile, dtype=torch.int32, device=out.device)
     buffers["partial"] = workspace(partial)
     case.partial = partial.data_ptr()
     case.x = place("x", p.x)

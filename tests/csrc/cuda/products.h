@@ -5,9 +5,16 @@
 
 namespace torchaccel::cuda {
 
-// What test_emulated_products.py fills in; the same fields in the same order.
+// How a tiling would make a product, and what the cost model knows of it.
+struct Planned {
+  double cycles;
+  int blocks, whole;
+  TilingFacts facts;
+};
+
+// What product_case.py fills in; the same fields in the same order.
 struct Case {
-  int tiling, blocks, whole;      // as in Plan; tiling -1: as the library would choose
+  int tiling, blocks, whole;      // as in Plan; tiling -1: as the library would choose; blocks 0: as it would share
   int is_signed, two_four, half;  // half: 0 none, 1 float16, 2 bfloat16
   int multiprocessors;
   Weights weights;
@@ -18,15 +25,26 @@ struct Case {
   int rows, k;
   int images, height, width, channels;  // channels in bytes
   int kernel[2], stride[2], padding[2], dilation[2], out[2];
+  Planned* planned;  // where the plan goes, and nothing runs; or null
 };
 
-// The number of tilings, where `tiling` is past the last; else runs it.
+// The number of tilings, where `tiling` is past the last; the tiling, where it was to be planned; else runs it.
 template <typename P, typename Operand>
 int run_case(const Case& c, const Operand& x) {
   if (c.tiling >= P::kTilings) return P::kTilings;
   const int64_t steps = steps_of(c.weights);
+  const Device device = {c.multiprocessors, 227 << 10, true};
   Plan plan{{c.tiling, c.blocks, c.whole, 0.0}};
-  if (c.tiling < 0) plan = P::plan(x.rows, c.epilogue.channels, steps, {c.multiprocessors, 227 << 10});
+  if (c.tiling < 0) {
+    plan = P::plan(x.rows, c.epilogue.channels, steps, device);
+  } else if (c.blocks == 0) {
+    plan = {choose(P::kFacts + c.tiling, 1, x.rows, c.epilogue.channels, steps, device)};
+    plan.tiling = c.tiling;
+  }
+  if (c.planned != nullptr) {
+    *c.planned = {plan.cycles, plan.blocks, plan.whole, P::kFacts[plan.tiling]};
+    return plan.tiling;
+  }
   P::run(plan, c.weights, x, c.epilogue, steps, c.partial, nullptr);
   return P::kTilings;
 }

@@ -9,8 +9,8 @@ extern "C" int product(const Case* c) {
 
 // What the library would choose on a device: the cycles that its model expects, or -1 where nothing fits.
 extern "C" double plan(int64_t rows, int64_t channels, int64_t k, int64_t multiprocessors, int64_t shared,
-                       int64_t* chosen) {
-  const Device device = {static_cast<int>(multiprocessors), static_cast<int>(shared)};
+                       int64_t warpgroups, int64_t* chosen) {
+  const Device device = {static_cast<int>(multiprocessors), static_cast<int>(shared), warpgroups != 0};
   const Plan made = DenseProduct<int8_t, Matrix>::plan(rows, channels, ceil_div(k, 64), device);
   chosen[0] = made.tiling;
   chosen[1] = made.blocks;

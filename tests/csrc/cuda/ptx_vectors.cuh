@@ -1,5 +1,5 @@
-// One warp for each function of ptx.cuh: words in, the instruction, words out. Compiled by nvcc for a GPU and by g++
-// for the emulator; ptx_vectors.py makes the inputs and says what must come out. Free of torch headers.
+// One warp, or warpgroup, for each function of ptx.cuh: words in, the instruction, words out. Compiled by nvcc for a
+// GPU and by g++ for the emulator; ptx_vectors.py makes the inputs and says what must come out. Free of torch headers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,12 +12,12 @@
 
 namespace torchaccel::cuda::vectors {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = kWarp;
 
 // Words in the order of the instruction's operands, last the one that it adds to. Sums are words of bits here.
 template <typename X>
 struct Mma {
-  static constexpr int kIn = 10, kOut = 4, kShared = 0;
+  static constexpr int kThreads = kLanes, kIn = 10, kOut = 4, kShared = 0;
   __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
     const uint32_t a[4] = {in[0], in[1], in[2], in[3]}, b[2] = {in[4], in[5]};
     typename ptx::Sum<X>::type d[4];
@@ -29,7 +29,7 @@ struct Mma {
 
 template <typename X, int kSelector>
 struct MmaSp {
-  static constexpr int kIn = 13, kOut = 4, kShared = 0;
+  static constexpr int kThreads = kLanes, kIn = 13, kOut = 4, kShared = 0;
   __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
     const uint32_t a[4] = {in[0], in[1], in[2], in[3]}, b[4] = {in[4], in[5], in[6], in[7]};
     typename ptx::Sum<X>::type d[4];
@@ -42,7 +42,7 @@ struct MmaSp {
 // Lane i writes 16 bytes to row i of shared memory, and gives the address of row in[4].
 template <int kMatrices>
 struct Ldmatrix {
-  static constexpr int kIn = 5, kOut = kMatrices, kShared = kLanes * 16;
+  static constexpr int kThreads = kLanes, kIn = 5, kOut = kMatrices, kShared = kLanes * 16;
   __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
     uint32_t* shared = reinterpret_cast<uint32_t*>(ptx::shared_memory());
     for (int i = 0; i < 4; ++i) shared[threadIdx.x * 4 + i] = in[i];
@@ -59,7 +59,8 @@ struct Ldmatrix {
 // under way, the second after the last wait. It takes the words from global memory itself.
 template <int kBytes>
 struct CpAsync {
-  static constexpr int kWords = kBytes / 4, kIn = 2 * kWords, kOut = 2 * kWords, kShared = kLanes * 2 * kBytes;
+  static constexpr int kThreads = kLanes, kWords = kBytes / 4, kIn = 2 * kWords, kOut = 2 * kWords,
+                       kShared = kLanes * 2 * kBytes;
   __device__ static void run(const uint32_t* in, uint32_t (&out)[kOut]) {
     uint32_t* shared = reinterpret_cast<uint32_t*>(ptx::shared_memory());
     const int lane = static_cast<int>(threadIdx.x);
@@ -80,14 +81,47 @@ struct CpAsync {
   }
 };
 
+// A product of 64 rows of weights by 64 of activations, whose tiles of 64 bytes a row (of 128, for 2:4 weights) the
+// threads write to shared memory word by word: of their second steps along K.
+template <typename X, int kSelector = -1>
+struct Wgmma {
+  static constexpr bool kSparse = kSelector >= 0;
+  static constexpr int kBytesX = kSparse ? 128 : 64, kRows = 64, kWordsX = kBytesX / 8, kMetadata = kSparse ? 1 : 0;
+  static constexpr int kThreads = kWarpgroup, kIn = 8 + kWordsX + kMetadata + 32, kOut = 32;
+  static constexpr int kShared = kRows * (64 + kBytesX);
+  __device__ static void run(const uint32_t (&in)[kIn], uint32_t (&out)[kOut]) {
+    uint8_t *weights = ptx::shared_memory(), *x = weights + kRows * 64;
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int i = 0; i < 8; ++i) reinterpret_cast<uint32_t*>(weights)[thread * 8 + i] = in[i];
+    for (int i = 0; i < kWordsX; ++i) reinterpret_cast<uint32_t*>(x)[thread * kWordsX + i] = in[8 + i];
+    ptx::fence_proxy_async();
+    __syncthreads();
+    typename ptx::Sum<X>::type d[8][4];
+    memcpy(d, in + kIn - 32, sizeof(d));
+    ptx::wgmma_fence(d);
+    const uint64_t a = ptx::descriptor<64>(weights + 32), b = ptx::descriptor<kBytesX>(x + kBytesX / 2);
+    if constexpr (kSparse) {
+      ptx::wgmma_sp<X, 64, kSelector>(d, a, b, in[8 + kWordsX]);
+    } else {
+      ptx::wgmma<X, 64>(d, a, b);
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(d);
+    memcpy(out, d, sizeof(d));
+  }
+};
+
 template <typename Instruction>
 constexpr bool kFromGlobal = false;
 template <int kBytes>
 constexpr bool kFromGlobal<CpAsync<kBytes>> = true;
 
-// in: [32, kIn] words, out: [32, kOut] words.
 template <typename Instruction>
-__global__ void vector_kernel(const uint32_t* in, uint32_t* out) {
+constexpr bool kHere = Instruction::kThreads == kLanes || ptx::kWarpgroups;
+
+// in: [kThreads, kIn] words, out: [kThreads, kOut] words.
+template <typename Instruction>
+__device__ inline void run_vector(const uint32_t* in, uint32_t* out) {
   uint32_t given[Instruction::kOut];
   if constexpr (kFromGlobal<Instruction>) {
     Instruction::run(in, given);
@@ -99,16 +133,21 @@ __global__ void vector_kernel(const uint32_t* in, uint32_t* out) {
   for (int i = 0; i < Instruction::kOut; ++i) out[threadIdx.x * Instruction::kOut + i] = given[i];
 }
 
+template <typename Instruction>
+__global__ void vector_kernel(const uint32_t* in, uint32_t* out) {
+  if constexpr (kHere<Instruction>) run_vector<Instruction>(in, out);
+}
+
 struct Vector {
   const char* name;
-  int in_words, out_words;  // of one lane
+  int in_words, out_words;  // of one thread
   void (*run)(const uint32_t* in, uint32_t* out);
 };
 
 template <typename Instruction>
 constexpr Vector vector(const char* name) {
   return {name, Instruction::kIn, Instruction::kOut, [](const uint32_t* in, uint32_t* out) {
-            launch(vector_kernel<Instruction>, 1, kLanes, Instruction::kShared, nullptr, in, out);
+            launch(vector_kernel<Instruction>, 1, Instruction::kThreads, Instruction::kShared, nullptr, in, out);
           }};
 }
 
@@ -123,6 +162,16 @@ inline constexpr Vector kVectors[] = {
     vector<MmaSp<__half, 1>>("mma_sp float16, selector 1"),
     vector<MmaSp<__nv_bfloat16, 0>>("mma_sp bfloat16, selector 0"),
     vector<MmaSp<__nv_bfloat16, 1>>("mma_sp bfloat16, selector 1"),
+    vector<Wgmma<int8_t>>("wgmma int8"),
+    vector<Wgmma<uint8_t>>("wgmma uint8"),
+    vector<Wgmma<__half>>("wgmma float16"),
+    vector<Wgmma<__nv_bfloat16>>("wgmma bfloat16"),
+    vector<Wgmma<int8_t, 0>>("wgmma_sp int8"),
+    vector<Wgmma<uint8_t, 0>>("wgmma_sp uint8"),
+    vector<Wgmma<__half, 0>>("wgmma_sp float16, selector 0"),
+    vector<Wgmma<__half, 1>>("wgmma_sp float16, selector 1"),
+    vector<Wgmma<__nv_bfloat16, 0>>("wgmma_sp bfloat16, selector 0"),
+    vector<Wgmma<__nv_bfloat16, 1>>("wgmma_sp bfloat16, selector 1"),
     vector<Ldmatrix<4>>("ldmatrix_x4"),
     vector<Ldmatrix<2>>("ldmatrix_x2"),
     vector<CpAsync<4>>("cp_async 4"),

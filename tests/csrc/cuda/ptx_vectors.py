@@ -1,13 +1,14 @@
 """Inputs of the PTX wrappers, what must come out by numpy products, and the file that holds what a device gave.
 
-A vector is one warp's call: words in [32, n] and words out [32, m], uint32. Inputs come from an integer generator and
-differ in every lane, so that a permuted fragment shows. Halves hold whole numbers of at most 256: every sum is exact in
-float32 whatever its order, so outputs are compared to the bit.
+A vector is the call of a warp, or of a warpgroup: words in [32 or 128, n] and words out [32 or 128, m], uint32. Inputs
+come from an integer generator and differ in every lane, so that a permuted fragment shows. Halves hold whole numbers of
+at most 256: every sum is exact in float32 whatever its order, so outputs are compared to the bit.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,13 +59,14 @@ def sums(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(np.int32 if BITS[dtype] == 8 else np.float32).view(np.uint32)
 
 
-def operands(dtype: str, depth: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(weights [16, depth], activations [8, depth], sums [16, 8]) for activations of `dtype`."""
+def operands(
+    dtype: str, depth: int, seed: int, rows: int = 16, columns: int = 8
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(weights [rows, depth], activations [columns, depth], sums [rows, columns]) for activations of `dtype`."""
     draw = Integers(seed).draw
-    if BITS[dtype] == 8:
-        low, high = (0, 256) if dtype == "uint8" else (-128, 128)
-        return draw(-127, 128, 16, depth), draw(low, high, 8, depth), draw(-(1 << 20), 1 << 20, 16, 8)
-    return draw(-256, 257, 16, depth), draw(-256, 257, 8, depth), draw(-(1 << 20), 1 << 20, 16, 8)
+    limits = {"uint8": (0, 256), "int8": (-128, 128)}.get(dtype, (-256, 257))
+    weights = (-127, 128) if BITS[dtype] == 8 else (-256, 257)
+    return draw(*weights, rows, depth), draw(*limits, columns, depth), draw(-(1 << 20), 1 << 20, rows, columns)
 
 
 def a_fragment(weights: np.ndarray, dtype: str) -> Words:
@@ -84,6 +86,12 @@ def d_fragment(matrix: np.ndarray) -> np.ndarray:
     return np.stack([matrix[GROUP + 8 * (i // 2), 2 * MEMBER + i % 2] for i in range(4)], axis=1)
 
 
+def d_fragments(matrix: np.ndarray) -> np.ndarray:
+    """[64, 8 n] as [128, 4 n]: 16 rows a warp, a fragment for each 8 columns."""
+    rows = np.split(matrix, 4)
+    return np.vstack([np.hstack([d_fragment(part) for part in np.hsplit(warp, warp.shape[1] // 8)]) for warp in rows])
+
+
 def mma(dtype: str, seed: int) -> tuple[Words, Words]:
     w, x, c = operands(dtype, 32 * 8 // BITS[dtype], seed)
     given = [a_fragment(w, dtype), b_fragment(x, dtype), sums(d_fragment(c), dtype)]
@@ -91,21 +99,25 @@ def mma(dtype: str, seed: int) -> tuple[Words, Words]:
 
 
 def mma_sp(dtype: str, selector: int, seed: int) -> tuple[Words, Words]:
-    depth = 64 * 8 // BITS[dtype]
-    kept, x, c = operands(dtype, depth, seed)
-    kept = kept[:, : depth // 2]
-    choice = Integers(seed + 1).draw(0, 6, 16, depth // 4)
-    pairs = np.array(PAIRS)[choice]  # [16, groups of four, 2]
-    w = np.zeros((16, depth // 4, 4), np.int64)
-    np.put_along_axis(w, pairs, kept.reshape(16, depth // 4, 2), axis=2)
-    nibbles = pairs[..., 0] + 4 * pairs[..., 1]
+    kept, x, c = operands(dtype, 64 * 8 // BITS[dtype], seed)
+    kept, w, nibbles = _spread(kept, seed)
     given = [
         a_fragment(kept, dtype),
         b_fragment(x, dtype),
         _metadata(nibbles, dtype, selector),
         sums(d_fragment(c), dtype),
     ]
-    return np.hstack(given), sums(d_fragment(c + w.reshape(16, depth) @ x.T), dtype)
+    return np.hstack(given), sums(d_fragment(c + w @ x.T), dtype)
+
+
+def _spread(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of [rows, depth]: what is kept [rows, depth / 2], where it lies [rows, depth], its places [rows, depth / 4]."""
+    rows, depth = values.shape
+    kept = values[:, : depth // 2]
+    pairs = np.array(PAIRS)[Integers(seed + 1).draw(0, 6, rows, depth // 4)]  # [rows, groups of four, 2]
+    w = np.zeros((rows, depth // 4, 4), np.int64)
+    np.put_along_axis(w, pairs, kept.reshape(rows, depth // 4, 2), axis=2)
+    return kept, w.reshape(rows, depth), pairs[..., 0] + 4 * pairs[..., 1]
 
 
 def _metadata(nibbles: np.ndarray, dtype: str, selector: int) -> Words:
@@ -123,6 +135,29 @@ def _metadata(nibbles: np.ndarray, dtype: str, selector: int) -> Words:
         else:
             words[lane] = 0x44444444  # of each four, the first two
     return words
+
+
+def wgmma(dtype: str, selector: int | None, seed: int) -> tuple[Words, Words]:
+    """[64, 64] sums; the operands are the second half of their tiles' rows along K."""
+    depth = (32 if selector is None else 64) * 8 // BITS[dtype]
+    w, x, c = operands(dtype, depth, seed, 64, 64)
+    kept, metadata = w, []
+    if selector is not None:
+        kept, w, nibbles = _spread(w, seed)
+        metadata = [np.vstack([_metadata(rows, dtype, selector) for rows in np.split(nibbles, 4)])]
+    weights = encode(kept, "int8" if BITS[dtype] == 8 else dtype)
+    given = [_tile(weights, seed + 2), _tile(encode(x, dtype), seed + 3), *metadata, sums(d_fragments(c), dtype)]
+    return np.hstack(given), sums(d_fragments(c + w @ x.T), dtype)
+
+
+def _tile(rows: Words, seed: int) -> Words:
+    """[64, n] as the second half of rows of 2 n words, swizzled: what each of 128 threads writes."""
+    count, words = rows.shape
+    full = np.hstack([Integers(seed).draw(0, 1 << 32, count, words).astype(np.uint32), rows])
+    chunks = words // 2  # of 16 bytes, 4 or 8 in a row
+    row = np.arange(count)[:, None]
+    source = np.arange(chunks) ^ (row >> 1 & 3 if chunks == 4 else row & 7)
+    return full.reshape(count, chunks, 4)[row, source].reshape(128, -1)
 
 
 def ldmatrix(matrices: int, seed: int) -> tuple[Words, Words]:
@@ -155,6 +190,13 @@ VECTORS: dict[str, Callable[[], tuple[Words, Words]]] = {
         for dtype in ("float16", "bfloat16")
         for selector in (0, 1)
     },
+    **{f"wgmma {dtype}": lambda dtype=dtype, i=i: wgmma(dtype, None, 700 + i) for i, dtype in enumerate(BITS)},
+    **{f"wgmma_sp {dtype}": lambda dtype=dtype: wgmma(dtype, 0, 800 + len(dtype)) for dtype in ("int8", "uint8")},
+    **{
+        f"wgmma_sp {dtype}, selector {selector}": lambda dtype=dtype, s=selector: wgmma(dtype, s, 900 + len(dtype) + s)
+        for dtype in ("float16", "bfloat16")
+        for selector in (0, 1)
+    },
     **{f"ldmatrix_x{n}": lambda n=n: ldmatrix(n, 500 + n) for n in (4, 2)},
     **{f"cp_async {size}": lambda size=size: cp_async(size, 600 + size) for size in (4, 8, 16)},
 }
@@ -179,21 +221,32 @@ def on_device(library: ctypes.CDLL, name: str, pointers: tuple[int, int], shapes
         raise RuntimeError(f"{name}: {message}")
 
 
+Recorded = list[str] | str
+
+
+def recorded(words: Words) -> Recorded:
+    """A row of hexadecimal words for each lane of a warp; of the many words of a warpgroup, their SHA-256."""
+    if len(words) == len(LANES):
+        return [" ".join(f"{int(word):08x}" for word in lane) for lane in words]
+    return hashlib.sha256(np.ascontiguousarray(words).tobytes()).hexdigest()
+
+
+def differs(got: Words, entry: Recorded) -> str:
+    """ "" where `got` is what was recorded, else what is not."""
+    if isinstance(entry, str):
+        return "" if recorded(got) == entry else "another SHA-256"
+    return wrong_words(got, from_hex(entry))
+
+
 def read() -> dict[str, Any]:
-    """{source, vectors: name -> (in, out)} of the committed file."""
-    data = json.loads(FILE.read_text())
-    vectors = {name: (from_hex(entry["in"]), from_hex(entry["out"])) for name, entry in data["vectors"].items()}
-    return {"source": data["source"], "vectors": vectors}
+    """{source, vectors: name -> {in, out}, each as recorded} of the committed file."""
+    return json.loads(FILE.read_text())
 
 
-def as_json(source: str, outputs: dict[str, Words]) -> str:
-    """The file: a row of hexadecimal words for each lane. `source` names the device that gave the outputs."""
-    vectors = {name: {"in": to_hex(VECTORS[name]()[0]), "out": to_hex(out)} for name, out in outputs.items()}
+def as_json(source: str, outputs: dict[str, Recorded]) -> str:
+    """The file. `source` names the device that gave the outputs."""
+    vectors = {name: {"in": recorded(VECTORS[name]()[0]), "out": out} for name, out in outputs.items()}
     return json.dumps({"source": source, "vectors": vectors}, indent=0) + "\n"
-
-
-def to_hex(words: Words) -> list[str]:
-    return [" ".join(f"{int(word):08x}" for word in lane) for lane in words]
 
 
 def from_hex(lanes: list[str]) -> Words:

@@ -47,7 +47,7 @@ class Kernel:
             [i for i in self.instructions if target <= i.address <= branch]
             for target, branch in _loops(self.instructions)
         ]
-        return _count(min((loop for loop in loops if _count(loop, r"[IH]MMA\.")), key=len, default=[]), pattern)
+        return _count(min((loop for loop in loops if _count(loop, r"[IH]G?MMA\.")), key=len, default=[]), pattern)
 
 
 def _count(instructions: tuple[Instruction, ...] | list[Instruction], pattern: str) -> int:

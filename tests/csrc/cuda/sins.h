@@ -15,7 +15,7 @@ struct Memory {
 };
 
 constexpr int kThreads = 64;
-constexpr int kSharedBytes = 2048;
+constexpr int kSharedBytes = 2048;  // of most sins
 
 inline int* words() { return reinterpret_cast<int*>(ptx::shared_memory()); }
 inline int me() { return static_cast<int>(threadIdx.x); }
@@ -25,7 +25,7 @@ inline void clear(int* scratch) { scratch[me()] = 0; }
 struct Sin {
   const char* name;
   void (*kernel)(Memory, bool);
-  int blocks = 1;
+  int blocks = 1, threads = kThreads, shared = kSharedBytes;
 };
 
 // Whether there is one of that name, which then has run.
@@ -34,7 +34,7 @@ bool commit(const Sin (&sins)[kCount], const char* name, bool sin, const Memory&
   for (const Sin& each : sins) {
     if (std::strcmp(each.name, name) != 0) continue;
     launch(clear, 1, kThreads, 0, nullptr, memory.scratch);
-    launch(each.kernel, each.blocks, kThreads, kSharedBytes, nullptr, memory, sin);
+    launch(each.kernel, each.blocks, each.threads, each.shared, nullptr, memory, sin);
     return true;
   }
   return false;

@@ -68,6 +68,22 @@ GLOBAL = {
     "memcpy_past_the_end": "reads bytes 0 to 256 of argument 2, which has 256",
 }
 
+UNDER_WAY_PRODUCTS = "products under way"
+PRODUCTS = {
+    "no_proxy_fence": "with no fence.proxy.async before the barrier",
+    "proxy_fence_after_the_barrier": "with no fence.proxy.async before the barrier",
+    "product_without_barrier": f"{UNORDERED}|{UNWRITTEN}|before the barrier",
+    "no_fence_of_sums": "no wgmma.fence since the last group",
+    "write_over_operands": f"which {UNDER_WAY_PRODUCTS} read",
+    "write_over_operands_of_another_warp": f"which {UNDER_WAY_PRODUCTS} read|read {UNORDERED}",
+    "wait_for_another_group": f"which {UNDER_WAY_PRODUCTS} read",
+    "products_not_waited_for": f"{UNDER_WAY_PRODUCTS}, not waited for",
+    "products_not_committed": f"{UNDER_WAY_PRODUCTS}, not waited for",
+    "rows_off_their_group": "begins 64 bytes behind a group of eight rows",
+    "descriptors_differ": "descriptors differ in the warpgroup",
+    "a_warp_is_missing": "deadlock: waits at wgmma|comes to wgmma.* while",
+}
+
 
 def run(kernels: Kernels, name: str, sin: bool, machine: Machine) -> tuple[Tensor, Tensor]:
     """What the kernel was given, and its output."""
@@ -79,7 +95,8 @@ def run(kernels: Kernels, name: str, sin: bool, machine: Machine) -> tuple[Tenso
     return given, out
 
 
-CASES = [("sins_shared", name) for name in SHARED] + [("sins_global", name) for name in GLOBAL]
+FILES = {"sins_shared": SHARED, "sins_global": GLOBAL, "sins_products": PRODUCTS}
+CASES = [(file, name) for file, sins in FILES.items() for name in sins]
 
 
 @pytest.mark.parametrize("file, name", CASES)
@@ -87,7 +104,7 @@ def test_sin(file: str, name: str) -> None:
     kernels = compiled(file)
     for machine in (*MACHINES, Machine("random", 2, True)):
         assert torch.equal(*run(kernels, name, False, machine))
-        with pytest.raises(AssertionError, match=(SHARED | GLOBAL)[name]) as raised:
+        with pytest.raises(AssertionError, match=FILES[file][name]) as raised:
             run(kernels, name, True, machine)
         if name != "not_written":
             assert f"{name}, block " in str(raised.value)
@@ -109,6 +126,18 @@ def test_copies_land_as_late_or_as_early_as_they_may() -> None:
     for machine in MACHINES:
         given, out = run(compiled("sins_shared"), "copy_of_what_changes", True, machine)
         assert torch.equal(out, given if machine.early_copies else torch.zeros_like(given))
+
+
+def test_products_come_as_late_or_as_early_as_they_may() -> None:
+    kernels = compiled("sins_products")
+    given, scratch = torch.arange(64, dtype=torch.int32) * 7919, torch.empty(128, dtype=torch.int32)
+    zero, out = torch.zeros(1, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
+    for machine in MACHINES:
+        for sin in (0, 1):
+            arguments = "sums_before_the_wait", sin, given, zero, output(out), workspace(scratch)
+            kernels.run("run", *arguments, machine=machine)
+            there = bool((scratch[:64] - given).any())
+            assert there == (machine.early_copies or not sin)
 
 
 def test_endless_loops_end() -> None:

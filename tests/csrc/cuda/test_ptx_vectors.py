@@ -17,7 +17,7 @@ import torch
 
 import ptx_vectors
 from harness import CSRC, MACHINES, Machine, compiled, output
-from ptx_vectors import VECTORS, Words, wrong_words
+from ptx_vectors import VECTORS, Words, differs, recorded, wrong_words
 
 emulates = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
@@ -43,42 +43,43 @@ def test_the_emulator_computes_numpys_product(name: str) -> None:
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_the_committed_outputs(name: str) -> None:
-    given, out = ptx_vectors.read()["vectors"][name]
+    entry = ptx_vectors.read()["vectors"][name]
     made, want = VECTORS[name]()
-    assert not wrong_words(given, made), "the inputs in the file are not those that ptx_vectors.py makes"
-    assert not wrong_words(out, want)
+    assert not differs(made, entry["in"]), "the inputs in the file are not those that ptx_vectors.py makes"
+    assert not differs(want, entry["out"])
 
 
 def test_the_file_says_where_its_outputs_come_from() -> None:
-    recorded = ptx_vectors.read()
-    assert recorded["vectors"].keys() == VECTORS.keys()
-    assert recorded["source"] == "emulator" or re.fullmatch(r"NVIDIA .+, driver [\d.]+", recorded["source"])
+    file = ptx_vectors.read()
+    assert file["vectors"].keys() == VECTORS.keys()
+    assert file["source"] == "emulator" or re.fullmatch(r"NVIDIA .+, driver [\d.]+", file["source"])
 
 
 def test_every_wrapper_has_a_vector() -> None:
     wrappers = set(re.findall(r"__device__ inline \S+ (\w+)\(", (CSRC / "ptx.cuh").read_text()))
     called = set(re.findall(r"ptx::(\w+)", Path(__file__).with_name("ptx_vectors.cuh").read_text()))
-    assert len(wrappers) > 8 and wrappers <= called | {"shared_address"}
+    assert len(wrappers) > 14 and wrappers <= called | {"shared_address", "pin"}
 
 
 def test_lanes_differ_and_a_swap_shows() -> None:
     for name, make in VECTORS.items():
         given, want = make()
-        assert len(np.unique(given, axis=0)) == 32, name
-        assert wrong_words(want[np.arange(32) ^ 1], want), name
+        assert len(np.unique(given, axis=0)) == len(given), name
+        swapped = want[np.arange(len(want)) ^ 1]
+        assert wrong_words(swapped, want) and differs(swapped, recorded(want)), name
     assert wrong_words(np.array([[1], [2]], np.uint32), np.array([[1], [3]], np.uint32)).startswith(
         "1 of 2 words differ"
     )
 
 
 def test_the_file_holds_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = {name: make()[1] for name, make in VECTORS.items()}
+    outputs = {name: recorded(make()[1]) for name, make in VECTORS.items()}
     monkeypatch.setattr(ptx_vectors, "FILE", tmp_path / "vectors.json")
     ptx_vectors.FILE.write_text(ptx_vectors.as_json("NVIDIA H100, driver 580.1", outputs))
-    recorded = ptx_vectors.read()
-    assert recorded["source"] == "NVIDIA H100, driver 580.1"
-    assert all(not wrong_words(recorded["vectors"][name][1], out) for name, out in outputs.items())
+    file = ptx_vectors.read()
+    assert file["source"] == "NVIDIA H100, driver 580.1"
+    assert {name: entry["out"] for name, entry in file["vectors"].items()} == outputs
 
 
 if __name__ == "__main__":
-    ptx_vectors.FILE.write_text(ptx_vectors.as_json("emulator", {name: emulated(name) for name in VECTORS}))
+    ptx_vectors.FILE.write_text(ptx_vectors.as_json("emulator", {name: recorded(emulated(name)) for name in VECTORS}))

@@ -22,7 +22,7 @@ class Rule:
     """What kernels of such a name must hold: opcodes anywhere, opcodes in the loop around the products.
 
     `stack` is the budget for spills and local arrays, in bytes a thread, `spills` for how often a main loop reads or
-    writes them. The first rule whose pattern is found in a kernel's name is the kernel's; each kernel needs one.
+    writes them. The first rule that covers a kernel is the kernel's; each kernel needs one.
     """
 
     kernels: str
@@ -31,6 +31,10 @@ class Rule:
     lacks: tuple[str, ...] = ()
     stack: int = 16
     spills: int = 0
+    architecture: str | None = None  # None: any
+
+    def covers(self, kernel: sass.Kernel) -> bool:
+        return self.architecture in (None, kernel.architecture) and bool(re.search(self.kernels, kernel.name))
 
 
 _LOOP = (r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128")  # what a step of the main loop reads by
@@ -42,13 +46,24 @@ def products(
     format: str, instruction: str, lacks: tuple[str, ...] = (), pieces: tuple[int, ...] = ()
 ) -> tuple[Rule, ...]:
     """gemm_kernel over a format of weights, which reads x in pieces of 16 bytes; and of less for odd shapes."""
-    kernel, loop = rf"gemm_kernel<torchaccel::cuda::{format}.*Tiling<.*>", (instruction, *_LOOP)
+    kernel, loop = rf"gemm_kernel<torchaccel::cuda::{format}.*::Tiling<.*>", (instruction, *_LOOP)
     rules = [Rule(rf"{kernel}, {piece}>", in_main_loop=loop, lacks=lacks) for piece in (16, *pieces)]
     # Pieces of one or two bytes keep more addresses than there are registers.
     return tuple(replace(rule, stack=128, spills=48) if re.search(r" [12]>$", rule.kernels) else rule for rule in rules)
 
 
+def warpgroup_products(format: str, instruction: str, lacks: tuple[str, ...]) -> Rule:
+    """gemm_kernel by wgmma, which reads shared memory by itself."""
+    kernel = rf"gemm_kernel<torchaccel::cuda::{format}.*::WarpgroupTiling<"
+    return Rule(kernel, in_main_loop=(instruction, _LOOP[1]), lacks=("LDSM", *lacks), architecture="sm_90a")
+
+
 RULES = (
+    warpgroup_products(rf"Dense<{_INT8}>", r"IGMMA\.64x(64|128|256)x32\.S8", lacks=(r"IGMMA\.SP", "IMMA")),
+    warpgroup_products(rf"Dense<{_HALF}>", r"HGMMA\.64x(64|128|256)x16\.F32", lacks=(r"HGMMA\.SP", "HMMA")),
+    warpgroup_products(rf"Sparse24<{_INT8}>", r"IGMMA\.SP\.64x(64|128|256)x64\.S8", lacks=(r"IGMMA\.6", "IMMA")),
+    warpgroup_products(rf"Sparse24<{_HALF}>", r"HGMMA\.SP\.64x(64|128|256)x32\.F32", lacks=(r"HGMMA\.6", "HMMA")),
+    Rule(r"gemm_kernel<.*::WarpgroupTiling<", lacks=(r"[IH]G?MMA", "LDGSTS"), architecture="sm_80"),
     *products(rf"Dense<{_INT8}>", r"IMMA\.16832\.S8", lacks=(r"IMMA\.SP", r"HMMA\.1"), pieces=(4, 1)),
     *products(rf"Sparse24<{_INT8}>", r"IMMA\.SP\.16864\.S8", lacks=(r"IMMA\.1",)),
     *products(rf"Sparse24<{_HALF}>", r"HMMA\.SP\.16832\.F32", lacks=(r"HMMA\.1",)),
@@ -75,6 +90,15 @@ VECTOR_RULES = (
     Rule(r"MmaSp<unsigned char, 0>", has=(r"IMMA\.SP\.16864\.S8\.U8",)),
     Rule(r"MmaSp<__half, [01]>", has=(r"HMMA\.SP\.16832\.F32$",)),
     Rule(r"MmaSp<__nv_bfloat16, [01]>", has=(r"HMMA\.SP\.16832\.F32\.BF16",)),
+    Rule(r"Wgmma<", lacks=(r"[IH]G?MMA",), architecture="sm_80"),
+    Rule(r"Wgmma<signed char, -1>", has=(r"IGMMA\.64x64x32\.S8\.S8",)),
+    Rule(r"Wgmma<unsigned char, -1>", has=(r"IGMMA\.64x64x32\.S8\.U8",)),
+    Rule(r"Wgmma<__half, -1>", has=(r"HGMMA\.64x64x16\.F32$",)),
+    Rule(r"Wgmma<__nv_bfloat16, -1>", has=(r"HGMMA\.64x64x16\.F32\.BF16",)),
+    Rule(r"Wgmma<signed char, 0>", has=(r"IGMMA\.SP\.64x64x64\.S8\.S8",)),
+    Rule(r"Wgmma<unsigned char, 0>", has=(r"IGMMA\.SP\.64x64x64\.S8\.U8",)),
+    Rule(r"Wgmma<__half, [01]>", has=(r"HGMMA\.SP\.64x64x32\.F32$",)),
+    Rule(r"Wgmma<__nv_bfloat16, [01]>", has=(r"HGMMA\.SP\.64x64x32\.F32\.BF16",)),
     Rule(r"Ldmatrix<4>", has=(r"LDSM\.16\.M88\.4",)),
     Rule(r"Ldmatrix<2>", has=(r"LDSM\.16\.M88\.2",)),
     Rule(r"CpAsync<16>", has=(r"LDGSTS\.E\.BYPASS\.128",)),
@@ -110,7 +134,7 @@ def broken(kernel: sass.Kernel, rule: Rule) -> list[str]:
 def check(kernels: list[sass.Kernel], rules: tuple[Rule, ...]) -> None:
     problems, used = [], set()
     for kernel in kernels:
-        rule = next((rule for rule in rules if re.search(rule.kernels, kernel.name)), None)
+        rule = next((rule for rule in rules if rule.covers(kernel)), None)
         if rule is None:
             problems.append(f"{kernel.name}: no rule of this test's table covers it")
             continue
