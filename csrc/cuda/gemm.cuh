@@ -152,7 +152,11 @@ __device__ inline void gemm(const Weights& w, const Operand& x, const Epilogue& 
 template <typename Format, typename Operand, typename T, int kPiece>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     gemm_kernel(Weights w, Operand x, Epilogue e, Schedule schedule) {
-  if constexpr (T::Loop::kHere) gemm<Format, Operand, T, kPiece>(w, x, e, schedule);
+  if constexpr (T::Loop::kHere) {
+    gemm<Format, Operand, T, kPiece>(w, x, e, schedule);
+  } else {
+    __trap();  // the wrong architecture's code: better no output than that of nobody
+  }
 }
 
 // Adds the partial sums of the shared tiles in the order of their blocks, and finishes them; a thread takes 4 channels

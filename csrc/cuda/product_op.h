@@ -255,7 +255,7 @@ inline Tensor empty_nhwc(const Tensor& like, int64_t c, int64_t h, int64_t w, Sc
 // `x` at an address of whole 16 bytes, as cp.async needs it: a copy of an odd view.
 inline Tensor on_boundary(const Tensor& x) { return aligned(x.data_ptr(), 16) ? x : torch::stable::clone(x); }
 
-// wgmma is what TORCHACCEL_CUDA_ISA asks for, until a GPU has confirmed it; of the architecture 9.0 alone.
+// wgmma is what TORCHACCEL_CUDA_ISA asks for, until a GPU has confirmed it.
 inline bool wants_warpgroups(int device) {
   const char* isa = std::getenv("TORCHACCEL_CUDA_ISA");
   if (isa == nullptr || std::strcmp(isa, "mma") == 0) return false;
@@ -263,7 +263,7 @@ inline bool wants_warpgroups(int device) {
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
+  return major == 9 && minor == 0 && has_warpgroup_code();
 }
 
 inline Device device_of(const Tensor& x) {

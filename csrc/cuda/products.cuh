@@ -101,6 +101,9 @@ bool run_dense_int8(const Call& call, const Operand& x, int row_bytes) {
   return run<OddProduct<X, Operand, 1>>(call, x);
 }
 
+// Whether what the library holds for the current device was compiled for wgmma: a build may leave sm_90a out.
+bool has_warpgroup_code();
+
 // What the sources named products_*.cu hold, a part each; false where no tiling fits the device.
 bool run_dense(bool is_signed, const Call& call, const Matrix& x);
 bool run_dense(bool is_signed, const Call& call, const Image& x);

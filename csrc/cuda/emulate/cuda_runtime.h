@@ -48,6 +48,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 inline void __syncthreads() { emulate::barrier(); }
 inline void __syncwarp() { emulate::sync_warp(); }
+[[noreturn]] inline void __trap() { __builtin_trap(); }
 
 // What lane `from` gave.
 template <typename T>

@@ -15,7 +15,8 @@ _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+
 _FUNCTION = re.compile(r"^\s+Function\s*:\s*(\S+)")
 _ARCHITECTURE = re.compile(r"^arch = (\S+)")
 _USAGE = re.compile(r"^ Function (\S+):\s*$")
-_COUNT = re.compile(r"(REG|STACK|LOCAL):(\d+)")
+_USED = ("REG", "STACK", "SHARED")
+_COUNT = re.compile(r"(REG|STACK|SHARED):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as compiled for one architecture; `stack` in bytes a thread, where registers do not suffice."""
+    """A kernel as compiled for one architecture.
+
+    `stack` is in bytes a thread, where registers do not suffice, `shared` in bytes a block, those of the launch apart.
+    """
 
     name: str
     architecture: str
     registers: int
     stack: int
+    shared: int
     instructions: tuple[Instruction, ...]
 
     def count(self, pattern: str) -> int:
@@ -78,9 +83,7 @@ def kernels(library: Path) -> list[Kernel]:
     usage = _usage(_cuobjdump("-res-usage", library))
     names = _demangled({name for _, name in code})
     return [
-        Kernel(
-            names[name], architecture, usage[architecture, name]["REG"], usage[architecture, name]["STACK"], tuple(body)
-        )
+        Kernel(names[name], architecture, *(usage[architecture, name][of] for of in _USED), tuple(body))
         for (architecture, name), body in code.items()
     ]
 

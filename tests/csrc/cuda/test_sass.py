@@ -63,7 +63,8 @@ RULES = (
     warpgroup_products(rf"Dense<{_HALF}>", r"HGMMA\.64x(64|128|256)x16\.F32", lacks=(r"HGMMA\.SP", "HMMA")),
     warpgroup_products(rf"Sparse24<{_INT8}>", r"IGMMA\.SP\.64x(64|128|256)x64\.S8", lacks=(r"IGMMA\.6", "IMMA")),
     warpgroup_products(rf"Sparse24<{_HALF}>", r"HGMMA\.SP\.64x(64|128|256)x32\.F32", lacks=(r"HGMMA\.6", "HMMA")),
-    Rule(r"gemm_kernel<.*::WarpgroupTiling<", lacks=(r"[IH]G?MMA", "LDGSTS"), architecture="sm_80"),
+    Rule(r"gemm_kernel<.*::WarpgroupTiling<", has=("BPT",), lacks=(r"[IH]G?MMA", "LDGSTS"), architecture="sm_80"),
+    Rule(r"::probe_kernel\("),
     *products(rf"Dense<{_INT8}>", r"IMMA\.16832\.S8", lacks=(r"IMMA\.SP", r"HMMA\.1"), pieces=(4, 1)),
     *products(rf"Sparse24<{_INT8}>", r"IMMA\.SP\.16864\.S8", lacks=(r"IMMA\.1",)),
     *products(rf"Sparse24<{_HALF}>", r"HMMA\.SP\.16832\.F32", lacks=(r"HMMA\.1",)),
@@ -150,6 +151,11 @@ def test_each_kernel_of_the_library_is_compiled_as_meant() -> None:
     check(kernels, RULES)
 
 
+def test_the_probe_tells_code_for_wgmma_by_its_shared_memory() -> None:
+    probes = {kernel.architecture: kernel.shared for kernel in compiled(LIBRARY) if "::probe_kernel(" in kernel.name}
+    assert probes["sm_80"] <= 2048 < 16384 <= probes["sm_90a"]
+
+
 def test_each_ptx_wrapper_is_its_instruction() -> None:
     kernels = compiled(VECTORS)
     assert {kernel.architecture for kernel in kernels} >= ARCHITECTURES
@@ -157,7 +163,7 @@ def test_each_ptx_wrapper_is_its_instruction() -> None:
 
 
 def kernel(*code: tuple[int, str, str], stack: int = 0) -> sass.Kernel:
-    return sass.Kernel("k", "sm_80", 32, stack, tuple(sass.Instruction(*each) for each in code))
+    return sass.Kernel("k", "sm_80", 32, stack, 0, tuple(sass.Instruction(*each) for each in code))
 
 
 def test_the_main_loop_is_the_one_around_the_products() -> None:
