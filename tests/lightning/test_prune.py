@@ -175,6 +175,29 @@ def test_the_best_model_is_one_with_all_zeros(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["epoch=4.ckpt"]
 
 
+def test_there_is_no_best_model_until_one_is_saved_after_the_last_step(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, monitor="val_loss", every_n_epochs=3)
+    trainer(5, best, prune((3, 4)), enable_checkpointing=True).fit(Worse(), datamodule=Digits())
+    assert best.best_model_path == ""
+
+
+def test_two_callbacks_prune_their_layers_and_resume(tmp_path: Path) -> None:
+    def both() -> list[pl.Callback]:
+        return [
+            prune((0, 1), (0.25, 0.5), filter_fn=lambda m, name: name == "net.1.0"),
+            prune((1,), (0.75,), filter_fn=lambda m, name: name == "net.2.0"),
+        ]
+
+    module, again = Classifier(), Classifier()
+    run = trainer(2, *both())
+    run.fit(module, datamodule=Digits())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    trainer(3, *(resumed := both())).fit(again, datamodule=Digits(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    for trained in (module, again):
+        assert [zeros(trained)[name] for name in PRUNED] == pytest.approx([0.5, 0.75], abs=1e-3)
+    assert [tuple(callback.state_dict()["pruned"]) for callback in resumed] == [(PRUNED[0],), (PRUNED[1],)]
+
+
 class Worse(Classifier):
     def on_validation_epoch_end(self) -> None:
         self.log("val_loss", float(self.current_epoch))
@@ -246,8 +269,10 @@ def test_bad_runs_are_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"epochs is \(1, 2\), accepted are epochs below max_epochs=2"):
         trainer(2, prune()).fit(module, datamodule=Digits())
     trainer(2, prune(), fast_dev_run=True).fit(module, datamodule=Digits())
+    run = trainer(3, prune(filter_fn=lambda m, name: False))
     with pytest.raises(ValueError, match=r"no layer of Classifier can be pruned as 1x4 .*filter_fn left it out"):
-        trainer(3, prune(filter_fn=lambda m, name: False)).fit(module, datamodule=Digits())
+        run.fit(module, datamodule=Digits())
+    assert run.global_step == 0
     with pytest.raises(ValueError, match="the strategy is FSDPStrategy, accepted are those that keep parameters whole"):
         run = trainer(3)
         run.strategy.__class__ = pl.strategies.FSDPStrategy

@@ -112,6 +112,26 @@ def _why_impossible(name: str, module: nn.Linear | nn.Conv2d, pattern: str) -> s
     return None
 
 
+def choose_layers(
+    model: nn.Module, pattern: str, filter_fn: Callable[[nn.Module, str], bool] | None
+) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, str]]:
+    """The layers that `sparsify_` prunes, and why it keeps the others dense; raises what it raises."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    ends = {id(m) for m in [*found.values()][:1] + [*found.values()][-1:]}
+    layers, kept = {}, {}
+    for name, module in found.items():
+        if filter_fn is None:
+            reason = _why_dense(module, ends)
+        else:
+            reason = None if filter_fn(module, name) else "filter_fn left it out"
+        reason = reason or _why_impossible(name, module, pattern)
+        if reason is None:
+            layers[name] = module
+        else:
+            kept[name] = reason
+    return layers, kept
+
+
 def _new_masks(layers: dict[str, nn.Linear | nn.Conv2d], sparsity: Sparsity) -> dict[str, Tensor]:
     """The mask of each layer. What is pruned already scores zero and stays pruned."""
     within, amount = {}, sparsity.amount
@@ -166,19 +186,7 @@ def sparsify_(
     Source: magnitude pruning as in Han et al., Learning both Weights and Connections, 2015; gradual as in Zhu and
     Gupta, To prune, or not to prune, 2017.
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    ends = {id(m) for m in [*found.values()][:1] + [*found.values()][-1:]}
-    layers, kept = {}, {}
-    for name, module in found.items():
-        if filter_fn is None:
-            reason = _why_dense(module, ends)
-        else:
-            reason = None if filter_fn(module, name) else "filter_fn left it out"
-        reason = reason or _why_impossible(name, module, sparsity.pattern)
-        if reason is None:
-            layers[name] = module
-        else:
-            kept[name] = reason
+    layers, kept = choose_layers(model, sparsity.pattern, filter_fn)
     with torch.no_grad():
         new = _new_masks(layers, sparsity)
         for name, module in layers.items():

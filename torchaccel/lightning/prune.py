@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchaccel.compress import Sparsity, finalize_masks_, sparsify_
 from torchaccel.compress.masks import mask_of
+from torchaccel.compress.sparsify import choose_layers
 from torchaccel.lightning._package import package
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class Prune(Callback):
     manual, mixed precision, DDP and weight averaging. A resumed run has the same masks, which lie in the checkpoint, a
     bit a weight.
 
-    Scores from before a pruning step count no more: ModelCheckpoint replaces what it kept until then first, and
-    EarlyStopping begins anew; until the last step it stops nothing. So the best model is one with all its zeros. The
-    metric `sparsity` is the share of zeros in the pruned layers.
+    Scores from before a pruning step count no more: ModelCheckpoint replaces what it kept until then first, and has no
+    best model until it saves again; EarlyStopping begins anew, and its patience does not end before the last step. So
+    the best model is one with all its zeros. The metric `sparsity` is the share of zeros in the pruned layers.
+
+    A trainer takes several of these, for layers with other patterns or amounts.
 
     Args:
         sparsity: the pattern and the amount. Its `steps` are the amounts, one for each of `epochs`; without them the
@@ -65,7 +68,7 @@ class Prune(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(pattern=self.sparsity.pattern)
+        return self._generate_state_key(pattern=self.sparsity.pattern, amount=self.sparsity.amount)
 
     def state_dict(self) -> dict[str, Any]:
         """The amount that was pruned so far, and the masks: a shape and packed bits for each layer."""
@@ -99,6 +102,12 @@ class Prune(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers, kept = choose_layers(pl_module, self.sparsity.pattern, self.filter_fn)
+        if not layers:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:3])
+            raise ValueError(
+                f"Prune: no layer of {type(pl_module).__name__} can be pruned as {self.sparsity.pattern} ({reasons})"
+            )
         self._hold(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -131,11 +140,6 @@ class Prune(Callback):
         found = sparsify_(pl_module, replace(self.sparsity, amount=amount, steps=None), self.filter_fn)
         new = {name: ~_mask(pl_module, name).cpu() for name in found.pruned}
         finalize_masks_(pl_module)
-        if not new:
-            kept = "; ".join(f"{name}: {reason}" for name, reason in list(found.kept.items())[:3])
-            raise ValueError(
-                f"Prune: no layer of {type(pl_module).__name__} can be pruned as {self.sparsity.pattern} ({kept})"
-            )
         # All ranks hold the same weights, but unlike GPUs may round their magnitudes apart.
         new = trainer.strategy.broadcast(new)
         self._pruned = {name: pruned | self._pruned.get(name, pruned) for name, pruned in new.items()}
@@ -231,6 +235,7 @@ def _forget_best(trainer: Trainer) -> None:
             worst = _worst(callback)
             callback.best_k_models = dict.fromkeys(callback.best_k_models, worst)
             callback.kth_value = callback.best_model_score = worst
+            callback.best_model_path = ""
     _forget_stops(trainer)
 
 
