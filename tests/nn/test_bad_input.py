@@ -68,7 +68,7 @@ def test_sparse_constructor_arguments() -> None:
     for cls in (SparseInt8Conv2d, SparseConv2d):
         with pytest.raises(ValueError, match=r"pattern is '3x3', accepted are unstructured, 1x4, .*tile"):
             cls(16, 32, 3, pattern="3x3")
-        with pytest.raises(ValueError, match="divisible by 64 and input channels by 64, given 64 and 32"):
+        with pytest.raises(ValueError, match="divisible by 64 and input channels divisible by 64, given 64 and 32"):
             cls(32, 64, 3, pattern="tile")
     with pytest.raises(ValueError, match="blocks is 1153, accepted are 0 to 1152"):
         SparseInt8Conv2d(16, 32, 3, blocks=1153)

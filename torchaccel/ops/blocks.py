@@ -40,10 +40,11 @@ def fits(pattern: str, out_channels: int, in_channels: int) -> str | None:
     """Why a weight of these channels cannot be cut into the pattern's blocks, or None."""
     rows, columns = block_of(pattern)
     columns = 4 if pattern == "2:4" else columns
-    if out_channels % rows or in_channels % columns:
-        needs = f"{pattern} needs output channels divisible by {rows} and input channels by {columns}"
-        return f"{needs}, given {out_channels} and {in_channels}"
-    return None
+    channels = (("output", out_channels, rows), ("input", in_channels, columns))
+    if not any(given % block for _, given, block in channels):
+        return None
+    needs = " and ".join(f"{side} channels divisible by {block}" for side, _, block in channels if block > 1)
+    return f"{pattern} needs {needs}, given {out_channels} and {in_channels}"
 
 
 def matrix_of(weight: Tensor) -> Tensor:
