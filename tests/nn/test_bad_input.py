@@ -72,7 +72,7 @@ def test_sparse_constructor_arguments() -> None:
             cls(32, 64, 3, pattern="tile")
     with pytest.raises(ValueError, match="blocks is 1153, accepted are 0 to 1152"):
         SparseInt8Conv2d(16, 32, 3, blocks=1153)
-    with pytest.raises(ValueError, match="input channels by 4, given 32 and 18"):
+    with pytest.raises(ValueError, match="1x4 needs input channels divisible by 4, given 32 and 18"):
         SparseInt8Conv2d(18, 32, 3)
 
 
