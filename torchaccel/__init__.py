@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 import importlib
 from typing import Any
 
-from torchaccel import data, nn, ops
+from torchaccel import data, nn, ops, tune
 from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity, quantize_, sparsify_
 from torchaccel.workflow.accelerate import accelerate
 from torchaccel.workflow.benchmark import benchmark
@@ -36,6 +36,7 @@ __all__ = [
     "save",
     "sensitivity",
     "sparsify_",
+    "tune",
 ]
 
 

@@ -22,19 +22,15 @@ INT8 = ("static", "dynamic", "weight-only", "none")
 _SEED = 0
 
 
-def build_model(factory: str, weights: Path | None) -> nn.Module:
-    """Call `module:function` from the current folder or the installed packages, and load weights into its model.
-
-    Args:
-        factory: such as "torchaccel.demo:resnet18"; the function is called without arguments.
-        weights: a safetensors file that fits the model exactly, or None to keep what the function made.
+def called(word: str, text: str) -> object:
+    """What `module:function` from the current folder or the installed packages returns, without arguments.
 
     Raises:
-        ValueError: the module, the function, the model or the weights are not as described.
+        ValueError: the module or the function, called `word` on the command line, is not as described.
     """
-    module_name, colon, attribute = factory.partition(":")
+    module_name, colon, attribute = text.partition(":")
     if not (module_name and colon and attribute):
-        raise ValueError(f"MODEL is {factory!r}, accepted is module:function, such as torchaccel.demo:resnet18")
+        raise ValueError(f"{word} is {text!r}, accepted is module:function, such as torchaccel.demo:resnet18")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -43,18 +39,31 @@ def build_model(factory: str, weights: Path | None) -> nn.Module:
             function = getattr(function, part)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"MODEL is {factory!r}, but there is no module {error.name!r} (looked in {os.getcwd()} too)"
+            f"{word} is {text!r}, but there is no module {error.name!r} (looked in {os.getcwd()} too)"
         ) from error
     except AttributeError as error:
-        raise ValueError(f"MODEL is {factory!r}: {error}") from error
+        raise ValueError(f"{word} is {text!r}: {error}") from error
     except Exception as error:
-        raise ValueError(f"MODEL is {factory!r}; importing it raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"{word} is {text!r}; importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise ValueError(f"MODEL is {factory!r}, a {type(function).__name__}; accepted is a function without arguments")
+        raise ValueError(f"{word} is {text!r}, a {type(function).__name__}; accepted is a function without arguments")
     try:
-        model = function()
+        return function()
     except Exception as error:
-        raise ValueError(f"MODEL is {factory!r}; calling it raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"{word} is {text!r}; calling it raised {type(error).__name__}: {error}") from error
+
+
+def build_model(factory: str, weights: Path | None) -> nn.Module:
+    """The model that a function makes, with weights loaded into it.
+
+    Args:
+        factory: as in `called`, such as "torchaccel.demo:resnet18".
+        weights: a safetensors file that fits the model exactly, or None to keep what the function made.
+
+    Raises:
+        ValueError: the module, the function, the model or the weights are not as described.
+    """
+    model = called("MODEL", factory)
     if not isinstance(model, nn.Module):
         raise ValueError(f"MODEL is {factory!r} and returned a {type(model).__name__}, accepted is a torch.nn.Module")
     if weights is not None:
@@ -163,6 +172,23 @@ def check_tensorboard() -> None:
         raise ValueError(
             f"--tensorboard is given, but TensorBoard is not installed ({error}): `pip install tensorboard`"
         ) from error
+
+
+def check_plot(path: Path) -> None:
+    """Look for matplotlib, a format that it writes and a folder now, not after minutes of work.
+
+    Raises:
+        ValueError: one of these is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("--plot is given, but matplotlib is not installed: `pip install matplotlib`") from error
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise ValueError(f"--plot is {str(path)!r}, accepted are files ending in .{', .'.join(sorted(formats))}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--plot is {str(path)!r}, accepted is a file in an existing folder")
 
 
 def parse_sparsity(text: str | None) -> Sparsity | None:

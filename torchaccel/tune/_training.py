@@ -1,0 +1,45 @@
+"""One step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def train_step(model: nn.Module, optimizer: Optimizer, loss: Loss, batch: Any) -> float:
+    """Forward, backward and step; returns the loss before the step.
+
+    Raises:
+        ValueError: `loss` returned no scalar, or one without gradient.
+    """
+    seen: list[float] = []
+
+    def closure() -> Any:  # an optimizer such as LBFGS calls it several times
+        optimizer.zero_grad()
+        value = _scalar(loss(model, batch))
+        value.backward()
+        seen.append(value.item())
+        return value
+
+    optimizer.step(closure)
+    return seen[0]
+
+
+def check_optimizer(caller: str, optimizer: object) -> None:
+    """It is one of torch's."""
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"{caller}: optimizer is a {type(optimizer).__name__}, accepted is a torch.optim.Optimizer")
+
+
+def _scalar(value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        given = type(value).__name__
+        if isinstance(value, Tensor):
+            given = f"a tensor of shape {tuple(value.shape)}" + ("" if value.requires_grad else " without gradient")
+        raise ValueError(f"loss returned {given}, accepted is a scalar tensor with a gradient")
+    return value
