@@ -123,6 +123,16 @@ def test_buffers_that_a_model_replaces_come_back() -> None:
     assert model.calls is calls and calls == 0 and model.last is None
 
 
+def test_what_an_optimizer_trains_beside_the_model_or_not_at_all_comes_back_too() -> None:
+    model, temperature = nn.Linear(4, 2), nn.Parameter(torch.ones(()))
+    model.bias.grad = torch.ones(2)
+    data = [(torch.randn(4, 4), torch.randint(2, (4,)))]
+    optimizer = torch.optim.SGD([model.weight, temperature])
+    ta.tune.find_lr(model, optimizer, data, lambda m, b: temperature * loss(m, b), steps=20)
+    assert temperature == 1 and temperature.grad is None
+    assert torch.equal(model.bias.grad, torch.ones(2)), "nor do gradients gather where no optimizer clears them"
+
+
 def test_masks_hold_meanwhile() -> None:
     model = SmallNet()
     ta.sparsify_(model, ta.Sparsity("1x4", 0.75))

@@ -49,18 +49,19 @@ def test_it_scales_with_the_problem() -> None:
     assert suggested[0] == pytest.approx(suggested[1], rel=0.25)
 
 
-def test_rates_rise_by_one_factor_and_groups_keep_their_ratio() -> None:
+@pytest.mark.parametrize("of", [float, torch.tensor])
+def test_rates_rise_by_one_factor_and_groups_keep_their_ratio(of: Any) -> None:
     model, other, seen = Point(), Point(), []
 
     def watched(_: Any, target: Tensor) -> Tensor:
-        seen.append([group["lr"] for group in optimizer.param_groups])
+        seen.append([float(group["lr"]) for group in optimizer.param_groups])
         return (model.at + other.at - target).square().sum()
 
-    optimizer = torch.optim.SGD([{"params": [model.at], "lr": 0.02}, {"params": [other.at], "lr": 0.2}])
+    optimizer = torch.optim.Adam([{"params": [model.at], "lr": of(0.02)}, {"params": [other.at], "lr": of(0.2)}])
     found = ta.tune.find_lr(model, optimizer, noisy(), watched, min_lr=1e-6, max_lr=1e-2, steps=21)
     assert found.rates == pytest.approx([1e-6 * 10 ** (step / 5) for step in range(21)])
     assert seen == [pytest.approx([rate / 10, rate]) for rate in found.rates]
-    assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.2]
+    assert [group["lr"] for group in optimizer.param_groups] == [of(0.02), of(0.2)]
 
 
 def test_batches_are_taken_again_where_they_end_and_no_more_than_needed() -> None:

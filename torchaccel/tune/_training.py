@@ -12,7 +12,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def train_step(model: nn.Module, optimizer: Optimizer, loss: Loss, batch: Any) -> float:
-    """Forward, backward and step; returns the loss before the step.
+    """Forward, backward and step; returns the loss before the step. Gradients are recorded also where they are off.
 
     Raises:
         ValueError: `loss` returned no scalar, or one without gradient.

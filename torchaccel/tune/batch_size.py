@@ -156,7 +156,7 @@ def _batch(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _training(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    with kept(model, optimizer), torch.enable_grad():
+    with kept(model, optimizer):
         if not model.training:
             model.train()
         for group in optimizer.param_groups:

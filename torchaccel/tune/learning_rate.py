@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -55,7 +54,7 @@ def find_lr(
     """
     _check(optimizer, min_lr, max_lr, steps)
     rates = [min_lr * (max_lr / min_lr) ** (step / (steps - 1)) for step in range(steps)]
-    with kept(model, optimizer, batches), torch.enable_grad():
+    with kept(model, optimizer, batches):
         if not model.training:
             model.train()
         losses = list(_losses(model, optimizer, rates, _cycled(batches, steps), loss))
