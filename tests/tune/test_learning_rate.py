@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torchaccel as ta
+from torchaccel.tune.rates import diverged
 
 
 class Point(nn.Module):
@@ -120,6 +121,19 @@ def test_no_suggestion_without_a_reason_for_it(value: Any, reason: str, tmp_path
     found.to_json(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["suggestion"] is None
     found.plot()
+
+
+@pytest.mark.parametrize("end", [[1e30, math.nan], [math.inf], [30.0] * 5], ids=["leap", "infinite", "four times"])
+def test_how_it_diverged_does_not_matter(end: list[float]) -> None:
+    rates = [10 ** (step / 10 - 6) for step in range(80)]
+    losses = [2 + 0.01 * (-1) ** step - max(0, step - 30) / 20 for step in range(60)] + [
+        0.6 + 0.3 * s for s in range(5)
+    ]
+    found = ta.tune.LearningRates.of(rates, losses + end)
+    assert found.suggestion == pytest.approx(rates[59] / 3, rel=0.8) and len(found.smoothed) == len(losses + end)
+    low, high = found.plot().axes[0].get_ylim()
+    assert low < min(losses) and high < 40
+    assert diverged(losses + end, 80) and not any(diverged(losses[:seen], 80) for seen in range(1, len(losses)))
 
 
 def test_a_range_that_is_too_low_is_told() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 0.03  # the smoothing Gaussian's standard deviation, as a share of all steps
+_LAST = 5  # losses that tell whether it diverged
 _BELOW = 3.0  # of the rate with the lowest loss, this part is suggested
 _NOISE = 1.25  # standard deviations of the noise by which the loss must fall
 
@@ -84,7 +85,8 @@ class LearningRates:
         axes.plot(self.rates, self.smoothed, color="C0", linewidth=2, label="smoothed")
         if self.suggestion is not None:
             axes.axvline(self.suggestion, color="C3", linestyle="--", label=f"suggestion {self.suggestion:.2g}")
-        low, high = min(self.smoothed), max(self.smoothed)
+        low = min(loss for loss in (*self.losses, *self.smoothed) if math.isfinite(loss))
+        high = max(self.smoothed)
         margin = 0.1 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
         axes.legend(frameon=False)
@@ -92,11 +94,10 @@ class LearningRates:
 
 
 def diverged(losses: Sequence[float], steps: int) -> bool:
-    """Whether the loss is not finite, or its average four times the lowest one and above the first."""
+    """Whether the loss is not finite, or the last few are four times the lowest average, and above the first."""
     if not math.isfinite(losses[-1]):
         return True
-    smoothed = _smooth(losses, steps)
-    return bool(smoothed[-1] > _limit(smoothed) * (1 - 1e-9) and smoothed[-1] > smoothed[0])
+    return bool(np.median(losses[-_LAST:]) > _limit(_smooth(losses, steps)))
 
 
 def _limit(values: np.ndarray) -> float:
