@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchaccel.compress.calibrate import evaluating
 from torchaccel.compress.coupled import LAYERS, Coupled, Gone, coupled_channels
+from torchaccel.compress.readers import why_kept
 from torchaccel.compress.removal import Kept, narrow_, record_of, silence_, widths_of
 
 Filter = Callable[[nn.Module, str], bool]
@@ -95,7 +96,7 @@ def remove_channels_(
         raise ValueError(f"remove_channels_: amount is {amount!r}, accepted is a number from 0 to below 1")
     record = record_of(model)
     modules = dict(model.named_modules())
-    kept: dict[str, str] = {}
+    kept = why_kept(model)  # such as within nn.MultiheadAttention, where no call of the layer is seen
     plans: list[_Plan] = []
     for group in coupled_channels(model, example_inputs):
         reason = group.reason or _refused(modules, group, filter_fn)
@@ -110,22 +111,20 @@ def remove_channels_(
     plans, refused = _proven(model, example_inputs, plans)
     for plan, reason in refused:
         kept |= dict.fromkeys(plan.group.layers, reason)
-    layers = {name: module for name, module in modules.items() if isinstance(module, LAYERS)}
-    before = {name: widths_of(module)["out"] for name, module in layers.items()}
-    costs = _costs(model, example_inputs)
-    what = _together(model, plans)
-    narrow_(model, what)
-    remaining = {
-        name: part.out.tolist() for name, part in what.items() if name in layers and part.out is not None
-    }
+    layers = {name: widths_of(module)["out"] for name, module in modules.items() if isinstance(module, LAYERS)}
+    parameters, macs = _costs(model, example_inputs)
+    change = _together(model, plans)
+    narrow_(model, change)
+    parameters_now, macs_now = _costs(model, example_inputs)
+    remaining = {name: change[name].out for name in layers if name in change}
+    left = {name: channels.tolist() for name, channels in remaining.items() if channels is not None}
     return Removed(
-        remaining,
-        before={name: before[name] for name in remaining},
-        kept={
-            name: kept.get(name, "the example inputs do not reach it") for name in layers if name not in remaining
-        },
-        **dict(zip(("parameters", "macs"), zip(costs, _costs(model, example_inputs), strict=True), strict=True)),
-    )  # fmt: skip
+        remaining=left,
+        before={name: layers[name] for name in left},
+        kept={name: kept.get(name, "the example inputs do not reach it") for name in layers if name not in left},
+        parameters=(parameters, parameters_now),
+        macs=(macs, macs_now),
+    )
 
 
 @dataclass(frozen=True)
@@ -190,8 +189,13 @@ def _together(model: nn.Module, plans: Sequence[_Plan]) -> dict[str, Kept]:
 def _costs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int]:
     """Parameters, and multiply-accumulates of one pass."""
     counter = FlopCounterMode(display=False)
-    with evaluating(model), counter:
-        model(*inputs)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a transformer layer in one op, which the counter does not know
+    try:
+        with evaluating(model), counter:
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 

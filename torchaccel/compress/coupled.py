@@ -136,7 +136,7 @@ def coupled_channels(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[C
             f"remove_channels_: {type(model).__name__} cannot be recorded on the example inputs: "
             f"{type(error).__name__}: {error}"
         ) from error
-    score = library.importance.GroupMagnitudeImportance(p=2, normalizer=None)
+    magnitude = library.importance.GroupMagnitudeImportance(p=2, normalizer=None)
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
         names.setdefault(module, name)
@@ -148,7 +148,12 @@ def coupled_channels(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[C
             if isinstance(dep.target.module, LAYERS) and _side(graph, dep) == "out" and dep.target.module in names
         }
         reason = _why_whole(model, group, names, parameters)
-        yield Coupled(list(layers), score(group).float(), _parts(group), reason, graph, group, names)
+        scores = torch.empty(0)
+        try:
+            scores = magnitude(group).float()
+        except IndexError:  # where what is split is added and joined again, or pixels are shuffled
+            reason = reason or "torch-pruning loses its channels where the model splits, joins or reshapes them"
+        yield Coupled(list(layers), scores, _parts(group), reason, graph, group, names)
 
 
 def _why_whole(model: nn.Module, group: Any, names: dict[nn.Module, str], parameters: dict[int, str]) -> str | None:

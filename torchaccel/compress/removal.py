@@ -133,9 +133,8 @@ def narrow_(model: nn.Module, kept: Mapping[str, Kept]) -> None:
     for module, tensors, numbers in done:
         for key, tensor in tensors.items():
             assert tensor is not None
-            if key in module._parameters:
-                old = module._parameters[key]
-                module._parameters[key] = nn.Parameter(tensor, requires_grad=bool(old.requires_grad))
+            if (old := module._parameters.get(key)) is not None:
+                module._parameters[key] = nn.Parameter(tensor, requires_grad=old.requires_grad)
             else:
                 module._buffers[key] = tensor
         for key, number in numbers.items():
@@ -197,13 +196,16 @@ def check_widths(widths: Any) -> None:
     if not isinstance(widths, dict):
         raise ValueError(f"channels is {type(widths).__name__}, accepted is an object")
     for name, sides in widths.items():
-        whole = isinstance(sides, dict) and set(sides) <= {"out", "in"}
-        for width in sides.values() if whole else [None]:
-            pair = isinstance(width, list) and len(width) == 2 and all(type(n) is int for n in width)
-            if not pair or not 1 <= width[0] <= width[1]:
-                raise ValueError(
-                    f"channels of layer {name!r} are {sides!r}, accepted are 'out' and 'in' with [now, before]"
-                )
+        named = isinstance(sides, dict) and set(sides) <= {"out", "in"}
+        if not named or not all(_is_width(width) for width in sides.values()):
+            raise ValueError(
+                f"channels of layer {name!r} are {sides!r}, accepted are 'out' and 'in' with [now, before]"
+            )
+
+
+def _is_width(width: Any) -> bool:
+    pair = isinstance(width, list) and len(width) == 2 and all(type(n) is int for n in width)
+    return pair and 1 <= width[0] <= width[1]
 
 
 def record_of(model: nn.Module) -> Widths:
