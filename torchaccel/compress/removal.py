@@ -191,6 +191,11 @@ def _evenly(width: Sequence[int], groups: int) -> Tensor:
     return (torch.arange(groups)[:, None] * (before // groups) + torch.arange(now // groups)).flatten()
 
 
+def in_words(sides: Mapping[str, Sequence[int]]) -> str:
+    """The widths of one layer: "32 of 64 out, 16 of 32 in"."""
+    return ", ".join(f"{now} of {before} {side}" for side, (now, before) in sides.items())
+
+
 def check_widths(widths: Any) -> None:
     """Raise ValueError where a record, read from a file, is none."""
     if not isinstance(widths, dict):

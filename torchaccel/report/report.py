@@ -25,7 +25,7 @@ class Report:
             - `batch_size`, `speedup` (baseline over optimized), `speedup_ci95` ([low, high] or None).
             - `layers`: a list of {name, type, shape (text or sizes), sparsity (0..1 or None), chosen (the kernel, or a
               text that begins with "dense" where the layer stayed as it was), speedup, reason}, and optionally
-              dense_ms, chosen_ms and channels ({"out": [now, before], "in": ...} where some were removed).
+              dense_ms, chosen_ms and channels (a text, where some were removed).
             - `environment`: any of {torchaccel, torch, python, cpu, isa, threads, device, gpu, date, platform}.
             - optional: `model` (its name), `forms` ([{form, latency_ms or None, note}], all dense forms compared),
               `gates` ({max_drop, min_speedup, accuracy_passed, speed_passed, notes}; None in place of passed means

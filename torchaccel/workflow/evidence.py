@@ -14,7 +14,7 @@ from torch import nn
 
 from torchaccel import __version__
 from torchaccel.compress import Removed, Sparsity, sparsity_of
-from torchaccel.compress.removal import Widths, record_of
+from torchaccel.compress.removal import Widths, in_words, record_of
 from torchaccel.graph.cache import machine
 from torchaccel.graph.choose import Choice
 from torchaccel.measure import Comparison
@@ -118,7 +118,9 @@ def build_report(evidence: Evidence) -> Report:
             "batch_size": batch,
             "speedup": trials.speedup if passed else 1.0,
             "speedup_ci95": [trials.low, trials.high] if passed else [1.0, 1.0],
-            "layers": [asdict(c) | ({"channels": widths[c.name]} if c.name in widths else {}) for c in choices],
+            "layers": [
+                asdict(c) | ({"channels": in_words(widths[c.name])} if c.name in widths else {}) for c in choices
+            ],
             "settings": evidence.settings,
             "environment": environment(evidence.device),
             "forms": forms_table(evidence.forms),
