@@ -94,6 +94,9 @@ def remove_channels_(
     """
     if not isinstance(amount, int | float) or not 0 <= amount < 1:
         raise ValueError(f"remove_channels_: amount is {amount!r}, accepted is a number from 0 to below 1")
+    if not isinstance(example_inputs, tuple) or not all(isinstance(x, Tensor) for x in example_inputs):
+        given = type(example_inputs).__name__
+        raise ValueError(f"remove_channels_: example_inputs is {given}, accepted is a tuple of tensors, such as (x,)")
     record = record_of(model)
     modules = dict(model.named_modules())
     kept = why_kept(model)  # such as within nn.MultiheadAttention, where no call of the layer is seen
@@ -104,8 +107,13 @@ def remove_channels_(
             now = len(group.scores)
             built = record.get(group.layers[0], {}).get("out", [now, now])[1]
             chosen = _smallest(group, now - _staying(built, amount, group.parts))
-            plans += [_Plan(group, group.gone(chosen))] if chosen else []
-            reason = None if chosen else _too_few(now, built, amount)
+            gone = group.gone(chosen) if chosen else {}
+            if not chosen:
+                reason = _too_few(now, built, amount)
+            elif gone[group.layers[0]]["out"] != set(chosen):
+                reason = "its channels depend on each other"
+            else:
+                plans.append(_Plan(group, gone))
         if reason is not None:
             kept |= dict.fromkeys(group.layers, reason)
     plans, refused = _proven(model, example_inputs, plans)
