@@ -6,7 +6,16 @@ import importlib
 from typing import Any
 
 from torchaccel import data, nn, ops, tune
-from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity, quantize_, sparsify_
+from torchaccel.compress import (
+    Int8Dynamic,
+    Int8Static,
+    Int8WeightOnly,
+    Removed,
+    Sparsity,
+    quantize_,
+    remove_channels_,
+    sparsify_,
+)
 from torchaccel.workflow.accelerate import accelerate
 from torchaccel.workflow.benchmark import benchmark
 from torchaccel.workflow.checkpoint import load, save
@@ -20,6 +29,7 @@ __all__ = [
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",
+    "Removed",
     "Result",
     "Sensitivity",
     "Sparsity",
@@ -33,6 +43,7 @@ __all__ = [
     "ops",
     "optimize",
     "quantize_",
+    "remove_channels_",
     "save",
     "sensitivity",
     "sparsify_",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from torchaccel import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity
+from torchaccel.compress.coupled import pruning_library
 
 DTYPES = {
     name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8")
@@ -189,6 +190,19 @@ def check_plot(path: Path) -> None:
         raise ValueError(f"--plot is {str(path)!r}, accepted are files ending in .{', .'.join(sorted(formats))}")
     if not path.parent.is_dir():
         raise ValueError(f"--plot is {str(path)!r}, accepted is a file in an existing folder")
+
+
+def check_torch_pruning(sparsity: Sparsity | None) -> None:
+    """Look for torch-pruning where channels are to be removed.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if sparsity is not None and sparsity.pattern == "channel":
+        try:
+            pruning_library()
+        except ImportError as error:
+            raise ValueError(f"--sparsity is channel:{sparsity.amount:g}, but {error}") from error
 
 
 def parse_sparsity(text: str | None) -> Sparsity | None:

@@ -105,7 +105,7 @@ def optimize(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For report.html, report.json and model.safetensors.")],
     weights: Weights = None,
     sparsity: Annotated[
-        str | None, typer.Option(metavar="PATTERN:AMOUNT", help="e.g. 1x4:0.9; prunes at once.")
+        str | None, typer.Option(metavar="PATTERN:AMOUNT", help="e.g. 1x4:0.9 or channel:0.5; prunes at once.")
     ] = None,
     int8: Annotated[
         str | None,
@@ -130,6 +130,7 @@ def optimize(
     with only_json(json):
         how = arguments.parse_int8(int8, calibration is not None)
         pruning = arguments.parse_sparsity(sparsity)
+        arguments.check_torch_pruning(pruning)
         where = arguments.pick_device(device)
         arguments.use_threads(threads)
         examples = arguments.make_inputs(inputs, where)

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from torchaccel.cli import output
+from torchaccel.compress.removal import in_words
 from torchaccel.report import Report
 from torchaccel.workflow.checkpoint import read_metadata
 
@@ -36,8 +37,9 @@ def checkpoint_layers(path: Path) -> dict[str, Any]:
     """What a checkpoint of `save` holds, layer by layer.
 
     Returns:
-        {path, torchaccel, structure, size_bytes, layers: [{name, kind, shape, sparsity, size_bytes}], other:
-        {tensors, size_bytes}}; sparsity is the share of weights that are zero or not stored.
+        {path, torchaccel, structure, size_bytes, layers: [{name, kind, shape, sparsity, channels, size_bytes}], other:
+        {tensors, size_bytes}}; sparsity is the share of weights that are zero or not stored; channels says how many
+        remain, or is None where none were removed.
 
     Raises:
         ValueError: not a checkpoint of torchaccel, or a damaged one.
@@ -63,6 +65,7 @@ def checkpoint_layers(path: Path) -> dict[str, Any]:
                 "pattern": layer["config"].get("pattern"),
                 "shape": shape,
                 "sparsity": 1 - weight[1] / total if total else 0.0,
+                "channels": in_words(sides) if (sides := metadata.get("channels", {}).get(name)) else None,
                 "size_bytes": sum(size for *_, size in mine.values()),
             }
         )
@@ -85,6 +88,15 @@ def _shape(shape: Any) -> str:
     return shape if isinstance(shape, str) else "x".join(map(str, shape or ()))
 
 
+def _table(title: str, heads: dict[str, bool], rows: list[tuple[object, ...]]) -> None:
+    """Print a table, its column of channels only where some were removed."""
+    at = list(heads).index("channels")
+    if all(row[at] is None for row in rows):
+        heads = {head: number for head, number in heads.items() if head != "channels"}
+        rows = [(*row[:at], *row[at + 1 :]) for row in rows]
+    output.table(title, heads, rows)
+
+
 def show_checkpoint(found: dict[str, Any]) -> None:
     """Print a checkpoint's table."""
     rows: list[tuple[object, ...]] = [
@@ -93,12 +105,14 @@ def show_checkpoint(found: dict[str, Any]) -> None:
             layer["kind"] + (f" {layer['pattern']}" if layer["pattern"] else ""),
             _shape(layer["shape"]),
             f"{layer['sparsity']:.0%}",
+            layer["channels"],
             _size(layer["size_bytes"]),
         )
         for layer in found["layers"]
     ]
     title = f"{found['path']}: {_size(found['size_bytes'])}, written by torchaccel {found['torchaccel']}"
-    output.table(title, {"layer": False, "kind": False, "weight": False, "sparsity": True, "size": True}, rows)
+    heads = {"layer": False, "kind": False, "weight": False, "sparsity": True, "channels": False, "size": True}
+    _table(title, heads, rows)
     other = found["other"]
     output.say(f"\n{len(rows)} layers; {other['tensors']} other tensors, {_size(other['size_bytes'])}")
 
@@ -111,6 +125,7 @@ def show_report(report: Report) -> None:
             layer["type"],
             _shape(layer["shape"]),
             None if layer["sparsity"] is None else f"{layer['sparsity']:.0%}",
+            layer.get("channels"),
             layer["chosen"],
             None if layer["speedup"] is None else f"{layer['speedup']:.2f}x",
             layer["reason"],
@@ -119,5 +134,5 @@ def show_report(report: Report) -> None:
     ]
     output.say("\n".join(map(output.printable, report.summary().splitlines())))
     output.say()
-    heads = {"layer": False, "type": False, "shape": False, "sparsity": True, "chosen": False, "speed-up": True}
-    output.table("Layers", heads | {"reason": False}, rows)
+    heads = {"layer": False, "type": False, "shape": False, "sparsity": True, "channels": False, "chosen": False}
+    _table("Layers", heads | {"speed-up": True, "reason": False}, rows)

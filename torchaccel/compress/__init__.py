@@ -1,6 +1,7 @@
 """What changes weights: pruning masks, int8 and the calibration it needs."""
 
 from torchaccel.compress.calibrate import calibrate, residual_of
+from torchaccel.compress.channels import Removed, remove_channels_
 from torchaccel.compress.cluster import cluster_channels_
 from torchaccel.compress.configs import Int8Dynamic, Int8Static, Int8WeightOnly
 from torchaccel.compress.convert import int8_module, stored_pattern
@@ -15,6 +16,7 @@ __all__ = [
     "Int8Static",
     "Int8WeightOnly",
     "Quantized",
+    "Removed",
     "Sparsified",
     "Sparsity",
     "calibrate",
@@ -24,6 +26,7 @@ __all__ = [
     "int8_module",
     "pattern_of",
     "quantize_",
+    "remove_channels_",
     "residual_of",
     "sparsify_",
     "sparsity_of",

@@ -14,6 +14,7 @@ from torchaccel.compress import masks, patterns
 from torchaccel.ops import blocks
 
 SCOPES = ("layer", "global")
+CHANNEL = "channel"
 _MIN_CHANNELS = 16
 
 
@@ -24,10 +25,12 @@ class Sparsity:
     Args:
         pattern: "unstructured"; "1x4", "4x4" or "16x1" (output channels x input channels, at one kernel position);
             "tile", 64x64, what a GPU kernel skips; "2:4" (two of four neighbouring input channels); or "tile+2:4",
-            tiles of 64x128 and 2:4 within those that stay.
+            tiles of 64x128 and 2:4 within those that stay; or "channel", which `optimize` removes for real, see
+            `remove_channels_`.
         amount: the share to prune, at least 0 and below 1; exactly 0.5 for "2:4", at least that for "tile+2:4".
         steps: ascending amounts of gradual pruning, the last one `amount`; None prunes at once.
-        scope: "layer" prunes the same share everywhere, "global" the smallest blocks of all layers together.
+        scope: "layer" prunes the same share everywhere, "global" the smallest blocks of all layers together; "layer"
+            alone for "channel".
 
     Raises:
         ValueError: any of these is outside of what is accepted.
@@ -39,10 +42,13 @@ class Sparsity:
     scope: str = "layer"
 
     def __post_init__(self) -> None:
-        if self.pattern not in patterns.PATTERNS:
-            raise ValueError(f"Sparsity: pattern is {self.pattern!r}, accepted are {', '.join(patterns.PATTERNS)}")
+        if self.pattern not in (*patterns.PATTERNS, CHANNEL):
+            accepted = ", ".join((*patterns.PATTERNS, CHANNEL))
+            raise ValueError(f"Sparsity: pattern is {self.pattern!r}, accepted are {accepted}")
         if self.scope not in SCOPES:
             raise ValueError(f"Sparsity: scope is {self.scope!r}, accepted are {', '.join(SCOPES)}")
+        if self.pattern == CHANNEL and self.scope != "layer":
+            raise ValueError(f"Sparsity: scope is {self.scope!r}, accepted for channel is layer")
         if not 0 <= self.amount < 1:
             raise ValueError(f"Sparsity: amount is {self.amount}, accepted is a number from 0 to below 1")
         if self.pattern == "2:4" and self.amount != 0.5:
@@ -181,11 +187,15 @@ def sparsify_(
         What was pruned, and what was kept with the reason.
 
     Raises:
-        ValueError: weights that are not finite, or a mask of another pattern.
+        ValueError: weights that are not finite, a mask of another pattern, or the pattern "channel".
 
     Source: magnitude pruning as in Han et al., Learning both Weights and Connections, 2015; gradual as in Zhu and
     Gupta, To prune, or not to prune, 2017.
     """
+    if sparsity.pattern == CHANNEL:
+        raise ValueError(
+            "sparsify_: pattern is 'channel', accepted are those of masks; remove_channels_ removes channels"
+        )
     layers, kept = choose_layers(model, sparsity.pattern, filter_fn)
     with torch.no_grad():
         new = _new_masks(layers, sparsity)

@@ -45,9 +45,9 @@ class Prune(Callback):
         filter_fn: as in `sparsify_`, on the names of the LightningModule; None prunes what that prunes by default.
 
     Raises:
-        ValueError: epochs that are not ascending, or not as many as steps; when training starts, also epochs that
-            are never reached, a strategy that shards parameters, masks of `sparsify_` in the module, and a module
-            of which no layer can be pruned.
+        ValueError: the pattern "channel", epochs that are not ascending, or not as many as steps; when training starts,
+            also epochs that are never reached, a strategy that shards parameters, masks of `sparsify_` in the module,
+            and a module of which no layer can be pruned.
 
     Equivalent to `sparsify_` at the start of epochs, with checkpoints of the plain module.
 
@@ -59,6 +59,11 @@ class Prune(Callback):
     ) -> None:
         if not isinstance(sparsity, Sparsity):
             raise ValueError(f"Prune: sparsity is {sparsity!r}, accepted is a Sparsity")
+        if sparsity.pattern == "channel":
+            raise ValueError(
+                "Prune: pattern is 'channel', accepted are those of masks, since an optimizer does not survive "
+                "the removal; lightning.optimize removes channels between runs, remove_channels_ before one"
+            )
         self.sparsity, self.epochs, self.filter_fn = sparsity, _checked(epochs), filter_fn
         self.amounts = _amounts(sparsity, len(self.epochs))
         self._amount = 0.0

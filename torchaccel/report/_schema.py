@@ -126,7 +126,7 @@ _LAYER = _dict(
         "speedup": _optional(POSITIVE),
         "reason": _text,
     },
-    {"dense_ms": _optional(NOT_NEGATIVE), "chosen_ms": _optional(NOT_NEGATIVE)},
+    {"dense_ms": _optional(NOT_NEGATIVE), "chosen_ms": _optional(NOT_NEGATIVE), "channels": _optional(_text)},
 )
 _GATES = _dict(
     {},

@@ -25,12 +25,13 @@ class Report:
             - `batch_size`, `speedup` (baseline over optimized), `speedup_ci95` ([low, high] or None).
             - `layers`: a list of {name, type, shape (text or sizes), sparsity (0..1 or None), chosen (the kernel, or a
               text that begins with "dense" where the layer stayed as it was), speedup, reason}, and optionally
-              dense_ms and chosen_ms.
+              dense_ms, chosen_ms and channels (a text, where some were removed).
             - `environment`: any of {torchaccel, torch, python, cpu, isa, threads, device, gpu, date, platform}.
             - optional: `model` (its name), `forms` ([{form, latency_ms or None, note}], all dense forms compared),
               `gates` ({max_drop, min_speedup, accuracy_passed, speed_passed, notes}; None in place of passed means
               not checked), `trials` ({baseline_ms: [...], optimized_ms: [...]}), `settings` (a dict of what was asked
-              for, such as {pattern, amount, int8}).
+              for, such as {pattern, amount, int8}), `removed` (which channels `remove_channels_` took out: {remaining,
+              before, kept, parameters, macs}).
 
             Further keys are kept as they are.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchaccel import measure
 from torchaccel.compress import finalize_masks_, why_kept
+from torchaccel.compress.removal import record_of, set_record
 from torchaccel.graph.cache import ChoiceCache
 from torchaccel.graph.choose import Choice, choose
 from torchaccel.graph.choose_chains import choose_chains
@@ -62,7 +63,9 @@ def accelerate(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Modul
     device = example_inputs[0].device
     model = inner(model)
     work = finalize_masks_(copy.deepcopy(model).eval())
+    widths = record_of(work)
     prepared = prepare(work, example_inputs, protected=why_kept(work))
+    set_record(prepared.dense, widths)
     found = candidates(prepared, device)
     winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
     fast = running(assemble(prepared.dense, winners, chained), example_inputs)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from torchaccel import __version__
+from torchaccel.compress.removal import check_widths, narrow_to_, record_of, set_record
 from torchaccel.graph.chain import chain, chained, unchain
 from torchaccel.graph.connect import connect
 from torchaccel.graph.prepare import skeleton
@@ -107,6 +108,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "inputs": inputs or [],
         "graph": meta.get("torchaccel_graph"),
         "layers": layers,
+        "channels": record_of(model),
     }
 
 
@@ -196,6 +198,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         chains = metadata.get("chains", [])
         if not isinstance(chains, list) or not all(isinstance(name, str) for name in chains):
             raise ValueError(f"chains is {chains!r}, accepted is a list of names of layers")
+        check_widths(metadata.get("channels", {}))
         if (cast := metadata.get("cast")) is not None and cast["dtype"] not in _CASTS:
             raise ValueError(f"it is cast to {cast['dtype']!r}, accepted are {', '.join(map(str, _CASTS))}")
         if (slices := metadata.get("slices")) is not None and not (isinstance(slices, int) and slices >= 1):
@@ -226,6 +229,7 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
     with torch.device("meta"):
         model = model_fn().eval()
         try:
+            narrow_to_(model, metadata.get("channels", {}))
             built: nn.Module = skeleton(model, metadata["inputs"]) if metadata["structure"] == "graph" else model
         except (UntraceableError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"load: model_fn does not build the model of {path}: {error}") from error
@@ -243,6 +247,7 @@ def _rebuild(path: str | os.PathLike[str], metadata: dict[str, Any], model_fn: C
                     f"load: layer {name!r} of {path} does not fit the model of model_fn: {error}"
                 ) from error
             set_module(built, name, made)
+    set_record(built, record_of(model))
     return built
 
 
@@ -264,7 +269,7 @@ def load(
 
     Args:
         path: of the file.
-        model_fn: builds the float model without weights; called under the meta device.
+        model_fn: builds the float model without weights, with all its channels; called under the meta device.
         device: where the weights go.
 
     Returns:

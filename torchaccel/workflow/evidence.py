@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from torchaccel import __version__
-from torchaccel.compress import Sparsity, sparsity_of
+from torchaccel.compress import Removed, Sparsity, sparsity_of
+from torchaccel.compress.removal import Widths, in_words, record_of
 from torchaccel.graph.cache import machine
 from torchaccel.graph.choose import Choice
 from torchaccel.measure import Comparison
@@ -39,6 +40,8 @@ class Evidence:
     notes: list[str]
     settings: dict[str, Any]
     device: torch.device
+    removed: Removed | None = None
+    widths: Widths = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -105,6 +108,8 @@ def build_report(evidence: Evidence) -> Report:
     notes = list(evidence.notes)
     if not passed:
         notes.append(_verdict(evidence))
+    choices = [choice if passed else _gone_back(choice, evidence.original) for choice in evidence.choices]
+    widths = evidence.widths if passed else record_of(evidence.original)
     return Report(
         {
             "model": evidence.model,
@@ -114,7 +119,7 @@ def build_report(evidence: Evidence) -> Report:
             "speedup": trials.speedup if passed else 1.0,
             "speedup_ci95": [trials.low, trials.high] if passed else [1.0, 1.0],
             "layers": [
-                asdict(choice if passed else _gone_back(choice, evidence.original)) for choice in evidence.choices
+                asdict(c) | ({"channels": in_words(widths[c.name])} if c.name in widths else {}) for c in choices
             ],
             "settings": evidence.settings,
             "environment": environment(evidence.device),
@@ -127,6 +132,7 @@ def build_report(evidence: Evidence) -> Report:
                 "notes": notes,
             },
             "trials": {"baseline_ms": list(trials.baseline_ms), "optimized_ms": list(trials.candidate_ms)},
+            **({"removed": asdict(evidence.removed)} if passed and evidence.removed is not None else {}),
         }
     )
 

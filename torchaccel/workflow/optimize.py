@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ from torchaccel.compress import (
     Sparsity,
     calibrate,
     finalize_masks_,
-    sparsify_,
     why_kept,
 )
 from torchaccel.compress.configs import check_config
+from torchaccel.compress.coupled import pruning_library
+from torchaccel.compress.removal import record_of, set_record
 from torchaccel.graph.cache import ChoiceCache
 from torchaccel.graph.connect import assemble
 from torchaccel.graph.prepare import Prepared, prepare
@@ -31,6 +31,7 @@ from torchaccel.workflow.forms import Form
 from torchaccel.workflow.gates import hold_accuracy, moved, too_inexact
 from torchaccel.workflow.inputs import Evaluate, check_fraction, check_inputs, evaluated
 from torchaccel.workflow.progress import Progress
+from torchaccel.workflow.pruning import AccuracyGate, prune
 from torchaccel.workflow.result import Result
 from torchaccel.workflow.running import inner, running
 
@@ -52,7 +53,9 @@ def optimize(
 
     The steps: prune in the steps of `sparsity` with `finetune` after each; fold and fuse; calibrate; time every layer's
     forms and keep the fastest; put sensitive layers back until the accuracy holds; compare the whole model with the
-    fastest dense form of the model that was given. Where that comparison fails, the dense form is returned.
+    fastest dense form of the model that was given. Where that comparison fails, the dense form is returned. Channels
+    that were removed cannot be put back: with the pattern "channel" the accuracy is checked after each step as well,
+    and the last step that holds it goes on.
 
     Args:
         model: trained; it stays as it is, in weights and mode.
@@ -62,7 +65,8 @@ def optimize(
         calibration: batches for `Int8Static`, each a tensor or a tuple whose first items are the model's inputs;
             without it the example inputs serve, and the report says so.
         evaluate: `evaluate(model) -> float`, higher is better; without it there is no accuracy gate.
-        finetune: `finetune(model, step) -> None` trains the pruned model in place; the masks hold.
+        finetune: `finetune(model, step) -> None` trains the pruned model in place; the masks hold. Once channels are
+            removed its parameters are new ones, so it makes an optimizer of its own.
         filter_fn: `filter_fn(module, name) -> bool` says which layers to prune and quantize, as in `sparsify_` and
             `quantize_`; others stay dense float. `sensitivity` proposes one.
         max_drop: how much lower than before `evaluate` may end, in its own unit.
@@ -74,6 +78,7 @@ def optimize(
     Raises:
         ValueError: an argument that is not as described, or an `evaluate` that returns no finite number.
         RuntimeError: `evaluate` or `finetune` raised; the message names it and the cause is attached.
+        ImportError: the pattern is "channel" and torch-pruning is not installed.
 
     Equivalent to nothing in PyTorch; it takes the place of `torch.compile(model, options={"freezing": True})`.
     """
@@ -82,6 +87,8 @@ def optimize(
     check_fraction("min_speedup", min_speedup, 0.0, float("inf"))
     if sparsity is not None and not isinstance(sparsity, Sparsity):
         raise ValueError(f"sparsity: given {sparsity!r}, accepted is a Sparsity or None")
+    if sparsity is not None and sparsity.pattern == "channel":
+        pruning_library()  # where it is missing, now and not after minutes
     if int8 is not None:
         check_config("optimize", int8)
     if finetune is not None and sparsity is None:
@@ -92,16 +99,20 @@ def optimize(
     notes: list[str] = []
     model = inner(model)
     original = finalize_masks_(copy.deepcopy(model).eval())  # masks would slow the baseline down
-    before = None if evaluate is None else evaluated(evaluate, original, "original")
+    gate = None
+    if evaluate is not None:
+        before = evaluated(evaluate, original, "original")
+        gate = AccuracyGate(evaluate, before, before - max_drop - 1e-9)  # a drop of just max_drop may be rounded up
 
-    work = copy.deepcopy(original)
+    work, removed = copy.deepcopy(original), None
     if sparsity is not None:
-        _prune(work, sparsity, filter_fn, finetune, progress)
-    after_pruning = None if evaluate is None or sparsity is None else evaluated(evaluate, work, "pruned")
-    if after_pruning is not None:
-        notes.append(f"after pruning, in float: {after_pruning:.4f}")
+        pruned = prune(work, sparsity, example_inputs, filter_fn, finetune, gate, progress)
+        work, removed = pruned.model, pruned.removed
+        notes.extend(pruned.notes)
 
+    widths = record_of(work)
     prepared = prepare(work, example_inputs, protected=why_kept(work))
+    set_record(prepared.dense, widths)
     if prepared.note is not None:
         notes.append(prepared.note)
     if int8 is not None and isinstance(int8, Int8Static) and calibration is None:
@@ -113,16 +124,15 @@ def optimize(
     winners, choices, chained = choose_layers(prepared, found, example_inputs, ChoiceCache(), progress)
 
     accuracy_passed: bool | None = None
-    after: float | None = None
+    accuracy: tuple[float | None, float | None] = (None, None)
     refuse: Callable[[Form], str | None] | None = None
-    if evaluate is not None and before is not None:
-        at_least = before - max_drop - 1e-9  # a drop of just max_drop may be rounded up
+    if gate is not None:
         fast, choices, after, restored = hold_accuracy(
-            prepared.dense, winners, chained, choices, example_inputs, evaluate, at_least, progress
+            prepared.dense, winners, chained, choices, example_inputs, gate.evaluate, gate.at_least, progress
         )
-        accuracy_passed = after >= at_least
+        accuracy_passed, accuracy = after >= gate.at_least, (gate.before, after)
         notes.extend(restored)
-        refuse = partial(too_inexact, evaluate=evaluate, at_least=at_least)
+        refuse = partial(too_inexact, evaluate=gate.evaluate, at_least=gate.at_least)
     else:
         fast = running(assemble(prepared.dense, winners, chained), example_inputs)
         notes.append(f"outputs moved by {moved(original, fast, example_inputs):.2%} on the example inputs")
@@ -138,30 +148,11 @@ def optimize(
         tick()
     evidence = Evidence(
         model=type(model).__name__, original=original, optimized=fast, forms=forms, trials=trials, choices=choices,
-        accuracy=(before, after), accuracy_passed=accuracy_passed, max_drop=max_drop, min_speedup=min_speedup,
+        accuracy=accuracy, accuracy_passed=accuracy_passed, max_drop=max_drop, min_speedup=min_speedup,
         notes=notes, settings=settings(sparsity, int8), device=example_inputs[0].device,
+        removed=removed, widths=widths,
     )  # fmt: skip
     return Result(fast if evidence.passed else forms.best.model, build_report(evidence), evidence.passed)
-
-
-def _prune(
-    model: nn.Module,
-    sparsity: Sparsity,
-    filter_fn: Callable[[nn.Module, str], bool] | None,
-    finetune: Callable[[nn.Module, int], None] | None,
-    progress: Progress,
-) -> None:
-    steps = sparsity.steps or (sparsity.amount,)
-    with progress.step("pruning", len(steps)) as tick:
-        for step, amount in enumerate(steps):
-            sparsify_(model, replace(sparsity, amount=amount, steps=None), filter_fn)
-            if finetune is not None:
-                try:
-                    finetune(model, step)
-                except Exception as error:
-                    raise RuntimeError(f"finetune raised {type(error).__name__} in step {step}: {error}") from error
-            tick()
-    finalize_masks_(model.eval())
 
 
 def _left_out(prepared: Prepared, model: nn.Module, filter_fn: Callable[[nn.Module, str], bool]) -> list[str]:

@@ -134,6 +134,11 @@ def _forms(sparsity: object, int8: object) -> list[_Form]:
     for item in _several(sparsity):
         if not isinstance(item, Sparsity):
             raise ValueError(f"sparsity: given {item!r}, accepted is a Sparsity, several of them or None")
+        if item.pattern == "channel":
+            raise ValueError(
+                "sparsity: given pattern 'channel', accepted are those of masks, since channels of several layers go "
+                "together; optimize removes them in steps and keeps the last one that evaluate accepts"
+            )
     for item in _several(int8):
         check_config("sensitivity", item)
     amounts = [
