@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 import importlib
 from typing import Any
 
-from torchaccel import data, nn, ops
+from torchaccel import data, infer, nn, ops
 from torchaccel.compress import Int8Dynamic, Int8Static, Int8WeightOnly, Sparsity, quantize_, sparsify_
 from torchaccel.workflow.accelerate import accelerate
 from torchaccel.workflow.benchmark import benchmark
@@ -28,6 +28,7 @@ __all__ = [
     "benchmark",
     "data",
     "doctor",
+    "infer",
     "load",
     "nn",
     "ops",
