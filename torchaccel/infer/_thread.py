@@ -40,6 +40,7 @@ class WorkerThread:
         """Settle in the calling thread. OpenMP's number of threads, and affinity, hold for it and those it starts."""
         if self._share is not None:
             cores.pin(self._share)
+        torch.get_num_threads()  # a thread's first look takes over what others set last; later it keeps its own
         torch.set_num_threads(self._threads)
 
     def run(self, inputs: tuple[Tensor, ...]) -> Any:

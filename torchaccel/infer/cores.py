@@ -11,10 +11,17 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def allowed() -> list[int]:
-    """The numbers of the cores of this thread's affinity, by NUMA node, socket and physical core."""
+    """The numbers of the cores of this thread's affinity, by NUMA node, socket and physical core.
+
+    Under torchrun a rank takes its share of them, unless someone gave it cores of its own.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return list(range(os.cpu_count() or 1))
-    return sorted(os.sched_getaffinity(0), key=_place)
+    cores = sorted(os.sched_getaffinity(0), key=_place)
+    ranks, rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if ranks > 1 and os.sched_getaffinity(0) == os.sched_getaffinity(os.getppid()):
+        return _share(cores, rank, ranks)
+    return cores
 
 
 def usable() -> int:
@@ -34,12 +41,18 @@ def shares(workers: int, threads: int) -> list[list[int]] | None:
         return None
     if workers * threads > len(cores):
         return [cores] * workers
-    return [cores[i * len(cores) // workers : (i + 1) * len(cores) // workers] for i in range(workers)]
+    return [_share(cores, i, workers) for i in range(workers)]
 
 
 def pin(cores: Sequence[int]) -> None:
     """Keep this thread, and those that it starts from now on, on these cores."""
     os.sched_setaffinity(0, cores)
+
+
+def _share(cores: list[int], index: int, count: int) -> list[int]:
+    """One of `count` runs of neighbours; where there are fewer cores than runs, one core, which others have too."""
+    begin, end = index * len(cores) // count, (index + 1) * len(cores) // count
+    return cores[begin : max(end, begin + 1)]
 
 
 def _place(cpu: int) -> tuple[int, int, int, int]:

@@ -25,5 +25,9 @@ class WorkerDied(BrokenExecutor):
     """A worker process ended by itself or was killed, as for want of memory; its Workers take no more batches."""
 
 
+class RankError(RuntimeError):
+    """Another rank failed, ended or did not answer in time, so that `gather` cannot go on."""
+
+
 class RemoteError(Exception):
     """The traceback of an exception in another process, as the cause of the exception that came from there."""
