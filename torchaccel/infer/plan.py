@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,11 +138,15 @@ def _run(crew: Workers, inputs: tuple[Tensor, ...], batches: int, flight: int) -
                 future.result()
         begin = time.perf_counter()
         future = crew.submit((inputs,))
-        future.add_done_callback(lambda _, begin=begin: took.append(time.perf_counter() - begin))
+        future.add_done_callback(partial(_note, took, begin))
         running.add(future)
     for future in running:
         future.result()
     return took
+
+
+def _note(took: list[float], begin: float, _: Future[Any]) -> None:
+    took.append(time.perf_counter() - begin)
 
 
 def _rates(crews: list[Workers], inputs: tuple[Tensor, ...], budget_s: float) -> list[list[float]]:

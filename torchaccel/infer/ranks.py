@@ -50,7 +50,7 @@ def gather(results: Iterable[T], timeout: float = 600.0) -> Iterator[T]:
     most. What `gather` receives is unpickled: let only machines of your own into the group.
 
     Args:
-        results: of this rank, such as those of `Workers.map`: tensors, or anything that pickle takes with tensors in it.
+        results: of this rank, such as outputs of `Workers.map`: anything that pickle takes, with tensors in it.
         timeout: seconds to wait for a rank's next result, or for rank 0 to ask for it; more than the slowest batch
             takes, and than rank 0 takes over what it is given.
 
