@@ -82,11 +82,13 @@ class WorkerProcess:
             self.process.kill()
 
     def join(self) -> None:
-        """Wait for the end of the process."""
+        """Wait for the end of the process, once nobody else uses it, and let go of what it held here."""
         self.process.join(_PATIENCE_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        self.process.close()
+        self.connection.close()
 
     def _died(self, doing: str) -> WorkerDied:
         self.process.join(_PATIENCE_S)
@@ -180,6 +182,7 @@ def _serve(
     if share is not None:
         cores.pin(share)  # before the weights are loaded, so that they lie in memory near these cores
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         try:
             model = build()
@@ -190,6 +193,14 @@ def _serve(
             _Server(connection, model, torch.device(device)).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent closed the connection, or ended
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, and even in the middle of a batch."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Server:

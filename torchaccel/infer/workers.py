@@ -74,7 +74,7 @@ class Workers:
         self._broken: WorkerDied | None = None
         start: Callable[..., Crew] = start_processes if processes else start_threads
         shares = cores.shares(workers, threads) if pin else None
-        self._crew = start(Source(model, model_fn), threads, shares or [None] * workers, device)
+        self._crew: Crew = start(Source(model, model_fn), threads, shares or [None] * workers, device)
         self._drivers = self._start_drivers()
         _running.add(self)
 
@@ -128,11 +128,16 @@ class Workers:
         for job in self._jobs.close(drop=cancel):
             job.future.cancel()
         if cancel:
-            self._end_crew()
+            for worker in self._crew:
+                worker.stop()
         for driver in self._drivers:
             if driver is not threading.current_thread():
                 driver.join()
-        self._end_crew()
+        crew, self._crew = self._crew, ()
+        for worker in crew:
+            worker.stop()
+        for worker in crew:
+            worker.join()
         _running.discard(self)
 
     def __enter__(self) -> Workers:
@@ -219,12 +224,6 @@ class Workers:
             job.future.set_exception(error)
         else:
             job.future.set_result(outputs)
-
-    def _end_crew(self) -> None:
-        for worker in self._crew:
-            worker.stop()
-        for worker in self._crew:
-            worker.join()
 
 
 def _inputs_of(batch: Any) -> tuple[Tensor, ...]:
