@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from torch import Tensor
@@ -20,51 +21,58 @@ class Job:
 
 
 class Jobs:
-    """A queue from which a worker takes a batch only while no other worker has fewer.
+    """A queue that gives a batch to the worker with the fewest, of those that can take one.
 
     A worker process takes its next batch before it has finished one; it must not take what an idle one could run now.
+    Batches wait only while no lane of any worker is idle, so that one thread wakes up for each batch.
     """
 
     def __init__(self, workers: int) -> None:
         self._waiting: deque[Job] = deque()
+        self._idle: list[list[SimpleQueue[Job | None]]] = [[] for _ in range(workers)]  # lanes that wait, by worker
         self._loads = [0] * workers
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def put(self, job: Job) -> bool:
         """Add a batch; False when closed."""
-        with self._changed:
-            if not self._closed:
+        with self._lock:
+            if self._closed:
+                return False
+            ready = [worker for worker, lanes in enumerate(self._idle) if lanes]
+            if ready:
+                worker = min(ready, key=self._loads.__getitem__)
+                self._loads[worker] += 1
+                self._idle[worker].pop().put(job)
+            else:
                 self._waiting.append(job)
-                self._changed.notify_all()
-            return not self._closed
+            return True
 
     def take(self, worker: int) -> Job | None:
-        """Wait for a batch; None once the queue is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._may_take(worker) or (self._closed and not self._waiting))
-            if not self._waiting:
+        """Wait for a batch for one lane of a worker; None once the queue is closed and empty."""
+        with self._lock:
+            if self._waiting:
+                self._loads[worker] += 1
+                return self._waiting.popleft()
+            if self._closed:
                 return None
-            self._loads[worker] += 1
-            job = self._waiting.popleft()
-            self._changed.notify_all()
-            return job
+            given: SimpleQueue[Job | None] = SimpleQueue()
+            self._idle[worker].append(given)
+        return given.get()
 
     def done(self, worker: int) -> None:
         """The worker has finished a batch."""
-        with self._changed:
+        with self._lock:
             self._loads[worker] -= 1
-            self._changed.notify_all()
 
     def close(self, drop: bool) -> list[Job]:
         """Take no more batches; with `drop` those that wait are returned and not run."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             dropped = list(self._waiting) if drop else []
             if drop:
                 self._waiting.clear()
-            self._changed.notify_all()
+            for lanes in self._idle:
+                while lanes:
+                    lanes.pop().put(None)
         return dropped
-
-    def _may_take(self, worker: int) -> bool:
-        return bool(self._waiting) and self._loads[worker] == min(self._loads)

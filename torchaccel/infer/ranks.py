@@ -58,15 +58,16 @@ def gather(results: Iterable[T], timeout: float = 600.0) -> Iterator[T]:
         On rank 0, first each rank's first result, then each one's second, and so on; tensors on the CPU.
 
     Raises:
+        ValueError: a timeout that is not above 0.
         RuntimeError: torchrun started this process, but torch.distributed is not initialized.
         RankError: another rank raised, ended, or did not answer in time.
         Exception: what `results` raised on this rank; the others get a RankError.
     """
+    if not timeout > 0:
+        raise ValueError(f"gather: timeout is {timeout}, accepted are seconds above 0")
     rank, world = _rank_and_world()
     if world == 1:
         return iter(results)
-    if not timeout > 0:
-        raise ValueError(f"gather: timeout is {timeout}, accepted are seconds above 0")
     link = _Link(timeout)
     return _collected(iter(results), link, world) if rank == 0 else _delivered(iter(results), link)
 
