@@ -28,7 +28,7 @@ class Probe(nn.Module):
         if word == -2:
             os.kill(os.getpid(), signal.SIGKILL)
         if word == -3:
-            raise Unpicklable(threading.Lock())
+            raise UnpicklableError(threading.Lock())
         if word == -4:
             print("asleep", flush=True)
             time.sleep(600)
@@ -36,7 +36,7 @@ class Probe(nn.Module):
                 "cores": sorted(os.sched_getaffinity(0)), "grad": torch.is_grad_enabled(), "word": word}  # fmt: skip
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     """What no other process can be told."""
 
 

@@ -117,7 +117,7 @@ def test_what_cannot_be_sent_is_refused_before_a_process_starts(tmp_path: Path) 
     path = tmp_path / "model.safetensors"
     ta.save(settled(build()), path)
     for model, model_fn in ((Local().eval(), None), (path, lambda: build())):
-        with pytest.raises(ValueError, match="cannot be sent to a process, .* accepted are"):
+        with pytest.raises(ValueError, match=r"cannot be sent to a process, .* accepted are"):
             Workers(model, model_fn, workers=1, processes=True)
     with pytest.raises(FileNotFoundError, match="absent"):
         Workers(tmp_path / "absent", build, workers=1, processes=True)

@@ -58,5 +58,5 @@ def test_without_torch_distributed_all_is_of_one_rank(monkeypatch: pytest.Monkey
     assert list(gather(share(range(5)))) == [0, 1, 2, 3, 4]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for call in (share, gather):
-        with pytest.raises(RuntimeError, match="WORLD_SIZE is 2, but torch.distributed is not initialized"):
+        with pytest.raises(RuntimeError, match=r"WORLD_SIZE is 2, but torch\.distributed is not initialized"):
             call([])
