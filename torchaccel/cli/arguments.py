@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,24 @@ def build_model(factory: str, weights: Path | None) -> nn.Module:
     Raises:
         ValueError: the module, the function, the model or the weights are not as described.
     """
+    function = find_function(factory)
+    try:
+        model = function()
+    except Exception as error:
+        raise ValueError(f"MODEL is {factory!r}; calling it raised {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"MODEL is {factory!r} and returned a {type(model).__name__}, accepted is a torch.nn.Module")
+    if weights is not None:
+        _load_weights(model, weights)
+    return model.eval()
+
+
+def find_function(factory: str) -> Callable[[], object]:
+    """What `module:function` names, in the current folder or the installed packages.
+
+    Raises:
+        ValueError: there is no such module, or no function of that name in it.
+    """
     module_name, colon, attribute = factory.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(f"MODEL is {factory!r}, accepted is module:function, such as torchaccel.demo:resnet18")
@@ -51,15 +70,7 @@ def build_model(factory: str, weights: Path | None) -> nn.Module:
         raise ValueError(f"MODEL is {factory!r}; importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ValueError(f"MODEL is {factory!r}, a {type(function).__name__}; accepted is a function without arguments")
-    try:
-        model = function()
-    except Exception as error:
-        raise ValueError(f"MODEL is {factory!r}; calling it raised {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"MODEL is {factory!r} and returned a {type(model).__name__}, accepted is a torch.nn.Module")
-    if weights is not None:
-        _load_weights(model, weights)
-    return model.eval()
+    return function
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
