@@ -68,7 +68,7 @@ def fails(*words: object) -> str:
 def test_help_names_all_commands() -> None:
     for result in (run(), run("--help")):
         assert result.exit_code == 0
-        for command in ("doctor", "demo", "bench", "optimize", "sensitivity", "pack", "inspect"):
+        for command in ("doctor", "demo", "bench", "optimize", "sensitivity", "infer", "pack", "inspect"):
             assert command in result.stdout
     assert run("--version").stdout == f"torchaccel {ta.__version__}\n"
 

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "torchaccel"
 
-# cli -> demo, lightning -> workflow -> graph, compress -> nn -> ops -> _native. measure is a leaf that any may use, and
-# data, tune and report stand beside the line, on _native and measure alone.
+# cli -> demo, lightning, infer -> workflow -> graph, compress -> nn -> ops -> _native. measure is a leaf that any may
+# use, and data, tune and report stand beside the line, on _native and measure alone.
 LEAVES = {"_native", "measure"}
 BESIDE = {"data", "tune", "report"}
 FACE = "the public face"  # torchaccel/__init__.py, which imports all but demo and cli, and lightning when asked
@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "compress": LEAVES | {"ops", "nn"},
     "testing": LEAVES | {"ops", "nn"},
     "workflow": LEAVES | BESIDE | {"ops", "nn", "graph", "compress"},
+    "infer": LEAVES | {"data", "workflow"},
     "lightning": LEAVES | BESIDE | {"compress", "workflow"},
     "demo": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow"},
-    "cli": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow", "demo"},
+    "cli": LEAVES | BESIDE | {FACE, "ops", "nn", "graph", "compress", "workflow", "infer", "demo"},
 }
 LOADERS = {"load_library", "CDLL", "PyDLL", "LoadLibrary", "dlopen"}
 

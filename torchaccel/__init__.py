@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 import importlib
 from typing import Any
 
-from torchaccel import data, nn, ops, tune
+from torchaccel import data, infer, nn, ops, tune
 from torchaccel.compress import (
     Int8Dynamic,
     Int8Static,
@@ -38,6 +38,7 @@ __all__ = [
     "benchmark",
     "data",
     "doctor",
+    "infer",
     "load",
     "nn",
     "ops",

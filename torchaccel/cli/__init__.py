@@ -1,6 +1,6 @@
-"""The command line: `torchaccel doctor | demo | bench | optimize | sensitivity | find-lr | find-batch-size | ...`."""
+"""The command line: `torchaccel doctor | demo | bench | optimize | sensitivity | infer | inspect | ...`."""
 
-from torchaccel.cli import sensitivity, tune
+from torchaccel.cli import infer, sensitivity, tune
 from torchaccel.cli.commands import app, main
 
-__all__ = ["app", "main", "sensitivity", "tune"]
+__all__ = ["app", "infer", "main", "sensitivity", "tune"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,11 @@ INT8 = ("static", "dynamic", "weight-only", "none")
 _SEED = 0
 
 
-def called(word: str, text: str) -> object:
-    """What `module:function` from the current folder or the installed packages returns, without arguments.
+def find_function(word: str, text: str) -> Callable[[], object]:
+    """What `module:function` names, in the current folder or the installed packages.
 
     Raises:
-        ValueError: the module or the function, called `word` on the command line, is not as described.
+        ValueError: there is no such module, or no function of that name in it; `word` names the argument.
     """
     module_name, colon, attribute = text.partition(":")
     if not (module_name and colon and attribute):
@@ -48,6 +49,16 @@ def called(word: str, text: str) -> object:
         raise ValueError(f"{word} is {text!r}; importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ValueError(f"{word} is {text!r}, a {type(function).__name__}; accepted is a function without arguments")
+    return function
+
+
+def called(word: str, text: str) -> object:
+    """What that function returns, without arguments.
+
+    Raises:
+        ValueError: as `find_function`, or the function raised.
+    """
+    function = find_function(word, text)
     try:
         return function()
     except Exception as error:

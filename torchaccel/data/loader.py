@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from torchaccel.data import _state
 from torchaccel.data._engines import Engine, cores
@@ -41,7 +42,8 @@ class Loader:
         shuffle: another order each epoch; else that of the source.
         seed: of the order and of all that the recipe draws, with the epoch and the sample's index.
         rank: of this process among `world`, each of which loads its share of every batch of batch_size * world samples.
-        world: processes that load the same source together.
+        world: processes that load the same source together. Without rank and world they are those of torch.distributed
+            where it is initialized, else 0 of 1; `rank=0, world=1` gives each process all samples.
         threads: that fill batches; None takes one a core that this process may use.
         slots: batches that are being filled, ready or in use, at most; more only while the caller keeps more.
         on_error: what a sample that cannot be read does: "raise" a SampleError, "skip" it, so that its batch is
@@ -68,8 +70,8 @@ class Loader:
         *,
         shuffle: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        rank: int | None = None,
+        world: int | None = None,
         threads: int | None = None,
         slots: int = 4,
         on_error: str = "raise",
@@ -82,6 +84,7 @@ class Loader:
         _at_least("threads", threads, 1)
         _at_least("slots", slots, 2)
         _at_least("seed", seed, 0)
+        rank, world = _rank_and_world(rank, world)
         if not 0 <= rank < world:
             raise ValueError(f"Loader: rank is {rank} of world {world}, accepted is 0 <= rank < world")
         if on_error not in ON_ERROR:
@@ -227,6 +230,13 @@ class Loader:
 def _at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or not least <= value < 1 << 63:
         raise ValueError(f"Loader: {name} is {value!r}, accepted is an int of at least {least}")
+
+
+def _rank_and_world(rank: int | None, world: int | None) -> tuple[int, int]:
+    """Those that are given, else those of torch.distributed."""
+    if rank is None and world is None and dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0 if rank is None else rank, 1 if world is None else world
 
 
 _running: weakref.WeakSet[Loader] = weakref.WeakSet()
