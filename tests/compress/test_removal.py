@@ -156,5 +156,5 @@ def test_a_record_of_another_model_is_refused(record: dict, message: str) -> Non
      {"a": {"in": [1.0, 2]}}, {"a": {"in": [True, 2]}}, {"a": {"in": [1, 2, 3]}}, {"a": {"in": None}}],
 )  # fmt: skip
 def test_what_is_no_record_is_refused(widths: object) -> None:
-    with pytest.raises(ValueError, match="^channels"):
+    with pytest.raises(ValueError, match=r"^channels"):
         check_widths(widths)

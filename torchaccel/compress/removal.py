@@ -188,7 +188,9 @@ def _evenly(width: Sequence[int], groups: int) -> Tensor:
     now, before = width
     if now % groups:
         raise ValueError(f"{now} channels are not the same number in each of {groups} groups")
-    return (torch.arange(groups)[:, None] * (before // groups) + torch.arange(now // groups)).flatten()
+    cpu = torch.device("cpu")  # also where a model is built under the meta device
+    first = torch.arange(now // groups, device=cpu)
+    return (torch.arange(groups, device=cpu)[:, None] * (before // groups) + first).flatten()
 
 
 def in_words(sides: Mapping[str, Sequence[int]]) -> str:
