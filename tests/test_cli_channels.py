@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_cli import fails, run
+from tests.workflow.test_optimize import _times
 from torchaccel.workflow import forms
 
 
@@ -24,6 +25,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     sys.modules.pop("wide_factory", None)
     monkeypatch.setattr(forms, "_compiled", lambda model, **options: (_ for _ in ()).throw(RuntimeError("left out")))
+    _times(monkeypatch, 2.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = ["wide_factory:build", "--input", "2x16x8x8"]
     return ["optimize", *model, "--out", "o", "--sparsity", "channel:0.5", "--min-speedup", 0]
