@@ -62,11 +62,12 @@ class Squeezing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 64, 3), nn.InstanceNorm2d(64, affine=True)
-        self.down, self.up, self.head = nn.Linear(64, 32), nn.Linear(32, 64), nn.Conv2d(64, 4, 1)
+        self.down, self.act, self.up = nn.Linear(64, 32), nn.PReLU(), nn.Linear(32, 64)
+        self.head = nn.Conv2d(64, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return self.head(x * self.up(F.relu(self.down(x.mean((2, 3))))).sigmoid()[:, :, None, None])
+        return self.head(x * self.up(self.act(self.down(x.mean((2, 3))))).sigmoid()[:, :, None, None])
 
 
 class Gated(nn.Module):

@@ -206,6 +206,17 @@ def test_a_masked_layer_stays() -> None:
     assert "block1.conv1" in removed.remaining
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_layer_whose_weight_is_computed_stays() -> None:
+    model = settled(SmallNet())
+    nn.utils.weight_norm(model.block2.conv1)
+    with torch.no_grad():
+        model(*example(IMAGE))  # so that it can be copied
+    removed = ta.remove_channels_(model, example(IMAGE), 0.5)
+    assert "another tool computes it" in removed.kept["block2.conv1"]
+    assert "block1.conv1" in removed.remaining
+
+
 def nan(model: nn.Module) -> nn.Module:
     model.block2.conv1.weight.data[0, 0, 0, 0] = float("nan")
     return model

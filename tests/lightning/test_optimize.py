@@ -42,6 +42,19 @@ def validated(module: pl.LightningModule) -> dict[str, float]:
     return dict(trainer(1).validate(module, datamodule=Digits(), verbose=False)[0])
 
 
+def test_removed_channels_are_trained_over_and_validated(trained: Classifier) -> None:
+    result = ta.lightning.optimize(
+        trained, Digits(), metric="val_loss", mode="min", sparsity=ta.Sparsity("channel", 0.5, steps=(0.25, 0.5)),
+        int8=None, finetune={"max_epochs": 3}, max_drop=0.5, min_speedup=0.0,
+    )  # fmt: skip
+    removed = result.report.data["removed"]
+    assert {name: len(left) for name, left in removed["remaining"].items()} == {
+        "net.0.0": 16, "net.1.0": 32, "net.2.0": 32
+    }  # fmt: skip
+    assert result.passed and result.report.data["baseline"]["accuracy"] > -1.5
+    assert trained.net[1][0].out_channels == 64
+
+
 def test_a_module_becomes_a_model_that_lightning_runs(trained: Classifier, tmp_path: Any) -> None:
     before, attached = copy.deepcopy(trained.state_dict()), trained.trainer
     result = ta.lightning.optimize(

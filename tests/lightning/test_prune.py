@@ -257,6 +257,7 @@ def test_an_error_in_training_leaves_no_hooks() -> None:
         ((ta.Sparsity("1x4", 0.9), 4), "epochs is 4, accepted"),
         ((ta.Sparsity("1x4", 0.9, steps=(0.5, 0.9)), (1,)), r"epochs are 1, accepted are as many as steps=\(0.5,"),
         ((ta.Sparsity("2:4", 0.5), (1, 2)), "epochs are 2, accepted for 2:4 is one"),
+        ((ta.Sparsity("channel", 0.5), (1,)), "pattern is 'channel', accepted are those of masks.*lightning.optimize"),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments: tuple, message: str) -> None:

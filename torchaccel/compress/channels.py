@@ -183,14 +183,14 @@ def _together(model: nn.Module, plans: Sequence[_Plan]) -> dict[str, Kept]:
             for side, channels in sides.items():
                 gone.setdefault(name, {"out": set(), "in": set()})[side] |= channels
     kept: dict[str, Kept] = {}
-    for name, sides in gone.items():
-        widths = widths_of(model.get_submodule(name))
+    for name, module in model.named_modules():
         index = {
-            side: torch.tensor([c for c in range(width) if c not in sides[side]])
-            for side, width in widths.items()
-            if sides[side]
+            side: torch.tensor([channel for channel in range(width) if channel not in gone[name][side]])
+            for side, width in widths_of(module).items()
+            if name in gone and gone[name][side]
         }
-        kept[name] = Kept(index.get("out"), index.get("in"))
+        if index:
+            kept[name] = Kept(index.get("out"), index.get("in"))
     return kept
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from torchaccel.compress.removal import NORMS, is_depthwise, why_whole
+from torchaccel.compress.removal import NORMS, is_depthwise, why_whole, widths_of
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 Gone = dict[str, dict[str, set[int]]]
@@ -66,7 +66,7 @@ class Coupled:
         found: Gone = {}
         for dep, indices in group:
             name = self._names.get(dep.target.module)
-            if name is not None and why_whole(dep.target.module) is None:
+            if name is not None and widths_of(dep.target.module):
                 sides = found.setdefault(name, {"out": set(), "in": set()})
                 sides[_side(self._graph, dep)].update(indices)
         return found
@@ -106,9 +106,9 @@ def _side(graph: Any, dep: Any) -> str:
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """The dependency graph of a model that is this function's to change."""
     library = pruning_library()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-            tensor.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
     graph = library.DependencyGraph()
     # The graph is read from the names of gradients' functions; the tensors that they would save are not needed.
     drop = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
@@ -127,8 +127,8 @@ def coupled_channels(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[C
         ValueError: the model does not run on the inputs or cannot be recorded.
     """
     library = pruning_library()
-    model = copy.deepcopy(model).eval()
     try:
+        model = copy.deepcopy(model).eval()
         graph = _traced(model, inputs)
         groups = list(graph.get_all_groups(root_module_types=list(LAYERS)))
     except Exception as error:

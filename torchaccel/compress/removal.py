@@ -40,13 +40,15 @@ def why_whole(module: nn.Module) -> str | None:
         return f"channels are not taken out of {type(module).__name__}"
     if parametrize.is_parametrized(module):
         return "it has a mask or another parametrization; finalize_masks_ bakes masks in"
+    if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in module._parameters:
+        return "its weight is no parameter: another tool computes it"
     return None
 
 
 def widths_of(module: nn.Module) -> dict[str, int]:
     """How many channels a layer has: `out`, and `in` where it has inputs of another number."""
     if isinstance(module, nn.PReLU):
-        return {"out": module.num_parameters}
+        return {"out": module.num_parameters} if module.num_parameters > 1 else {}
     if isinstance(module, NORMS):
         return {"out": module.num_features}
     if is_depthwise(module):
@@ -188,7 +190,9 @@ def _evenly(width: Sequence[int], groups: int) -> Tensor:
     now, before = width
     if now % groups:
         raise ValueError(f"{now} channels are not the same number in each of {groups} groups")
-    return (torch.arange(groups)[:, None] * (before // groups) + torch.arange(now // groups)).flatten()
+    cpu = torch.device("cpu")  # also where a model is built under the meta device
+    first = torch.arange(now // groups, device=cpu)
+    return (torch.arange(groups, device=cpu)[:, None] * (before // groups) + first).flatten()
 
 
 def in_words(sides: Mapping[str, Sequence[int]]) -> str:

@@ -85,8 +85,9 @@ def _told(removed: Removed | None) -> str:
     if not removed.remaining:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(removed.kept.items())[:3])
         return f"no channels could be removed ({reasons})"
-    parameters, macs = ([f"{n / 1e6:.2f}" for n in pair] for pair in (removed.parameters, removed.macs))
+    parameters = " -> ".join(f"{n / 1e6:.2f}" for n in removed.parameters)
+    macs = " -> ".join(f"{n / 1e9:.3g}" for n in removed.macs)
     return (
-        f"channels removed from {len(removed.remaining)} layers: {' -> '.join(parameters)} million parameters, "
-        f"{' -> '.join(macs)} million multiply-accumulates"
+        f"channels removed from {len(removed.remaining)} layers: {parameters} million parameters, {macs} billion "
+        "multiply-accumulates on the example inputs"
     )
