@@ -18,11 +18,10 @@ from torchaccel.infer._jobs import Job, Jobs
 def waiting_lanes(jobs: Jobs, workers: list[int]) -> tuple[list[threading.Thread], list[tuple[int, Job | None]]]:
     """A thread for each number of a worker that waits for a batch, and what they were given."""
     given: list[tuple[int, Job | None]] = []
-    threads = [threading.Thread(target=lambda w=w: given.append((w, jobs.take(w)))) for w in workers]
+    lanes = [(worker, jobs.enter(worker)) for worker in workers]
+    threads = [threading.Thread(target=lambda w=w, e=e: given.append((w, e.get()))) for w, e in lanes]
     for thread in threads:
         thread.start()
-    while sum(map(len, jobs._idle)) < len(workers):
-        pass
     return threads, given
 
 
