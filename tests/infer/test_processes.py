@@ -79,11 +79,13 @@ def test_a_killed_process_fails_all_that_waits_at_once_and_is_named() -> None:
             workers.submit(word(1))
         with pytest.raises(WorkerDied, match="SIGKILL"):
             next(workers.map([word(1)], on_error="yield"))
+        crew = list(workers._crew)
         workers.close(cancel=True)
+        assert all(worker.connection.closed for worker in crew)
         with pytest.raises(WorkerDied):
             sleeping.result(30)
     assert not any(map(alive, pids)) and multiprocessing.active_children() == []
-    del workers, sleeping, killed, waiting, each
+    del workers, sleeping, killed, waiting, each, crew
     gc.collect()
     assert set(os.listdir("/dev/shm")) <= shared
     assert open_files() <= before + 2  # multiprocessing's resource tracker stays
