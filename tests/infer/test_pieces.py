@@ -15,34 +15,38 @@ from torchaccel.infer import _tensors, cores
 from torchaccel.infer._jobs import Job, Jobs
 
 
-def waiting_lanes(jobs: Jobs, workers: list[int]) -> tuple[list[threading.Thread], list[tuple[int, Job | None]]]:
-    """A thread for each number of a worker that waits for a batch, and what they were given."""
-    given: list[tuple[int, Job | None]] = []
-    threads = [threading.Thread(target=lambda w=w: given.append((w, jobs.take(w)))) for w in workers]
-    for thread in threads:
-        thread.start()
-    while sum(map(len, jobs._idle)) < len(workers):
-        pass
-    return threads, given
-
-
 def test_an_idle_worker_gets_a_batch_before_one_that_has_some() -> None:
     jobs = Jobs(2)
-    threads, given = waiting_lanes(jobs, [0, 0, 1, 1])
-    for _ in range(2):
-        jobs.put(Job(()))
-    while len(given) < 2:
-        pass
-    assert sorted(worker for worker, _ in given) == [0, 1]
+    lanes = [jobs.enter(worker) for worker in (0, 0, 1, 1)]
+    got: list[int] = []
+
+    def put() -> int:
+        """Which worker got the batch."""
+        before = [lane.qsize() for lane in lanes]
+        assert jobs.put(Job(()))
+        got.append(next(i for i, lane in enumerate(lanes) if lane.qsize() > before[i]))
+        return got[-1] // 2
+
+    assert {put(), put()} == {0, 1}
+    jobs.done(1)
+    assert put() == 1
+    jobs.done(1)
     jobs.done(0)
-    jobs.put(Job(()))
-    while len(given) < 3:
-        pass
-    assert given[2][0] == 0
-    assert jobs.close(drop=False) == []
-    for thread in threads:
-        thread.join()
-    assert given[3][1] is None and not jobs.put(Job(()))
+    assert put() == 0
+    assert sorted(got) == [0, 1, 2, 3]
+    jobs.close(drop=False)
+    assert not jobs.put(Job(()))
+
+
+def test_lanes_that_wait_learn_of_the_end() -> None:
+    jobs = Jobs(1)
+    lane = jobs.enter(0)
+    thread = threading.Thread(target=lambda: taken.append(jobs.take(0)))
+    taken: list[Job | None] = []
+    thread.start()
+    jobs.close(drop=False)
+    thread.join(10)
+    assert taken == [None] and lane.get(timeout=10) is None
 
 
 def test_batches_wait_in_order_and_are_run_or_dropped_at_the_end() -> None:
@@ -96,24 +100,24 @@ def test_rooms_are_powers_of_two_from_a_page_on(size: int, expected: int) -> Non
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Eight logical cores: two nodes of two physical cores, the second threads numbered 4 to 7."""
+    """Eight logical cores: two nodes of two physical cores in turns, the second threads numbered 4 to 7."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(cores, "_TOPOLOGY", tmp_path)
     monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
     for cpu in range(8):
         folder = tmp_path / f"cpu{cpu}"
         (folder / "topology").mkdir(parents=True)
-        (folder / f"node{cpu % 4 // 2}").mkdir()
+        (folder / f"node{cpu % 2}").mkdir()
         (folder / "topology/physical_package_id").write_text("0\n")
         (folder / "topology/core_id").write_text(f"{cpu % 4}\n")
     return tmp_path
 
 
 def test_neighbours_share_a_core_then_a_node(machine: Path) -> None:
-    assert cores.allowed() == [0, 4, 1, 5, 2, 6, 3, 7] and cores.usable() == 8
-    assert cores.shares(4, 2) == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    assert cores.shares(2, 3) == [[0, 4, 1, 5], [2, 6, 3, 7]]
-    assert cores.shares(3, 2) == [[0, 4], [1, 5, 2], [6, 3, 7]]
+    assert cores.allowed() == [0, 4, 2, 6, 1, 5, 3, 7] and cores.usable() == 8
+    assert cores.shares(4, 2) == [[0, 4], [2, 6], [1, 5], [3, 7]]
+    assert cores.shares(2, 3) == [[0, 4, 2, 6], [1, 5, 3, 7]]
+    assert cores.shares(3, 2) == [[0, 4], [2, 6, 1], [5, 3, 7]]
     assert cores.shares(2, 8) == [cores.allowed()] * 2
 
 
@@ -139,7 +143,7 @@ def test_a_quota_counts_but_pins_nothing(machine: Path, files: dict[str, str], c
 def test_ranks_of_one_machine_share_its_cores(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cores.allowed() == [2, 6, 3, 7] and cores.usable() == 4
-    assert cores.shares(2, 2) == [[2, 6], [3, 7]]
+    assert cores.allowed() == [1, 5, 3, 7] and cores.usable() == 4
+    assert cores.shares(2, 2) == [[1, 5], [3, 7]]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)) if pid else {0, 1})
     assert cores.allowed() == [0, 1]  # the rank was given its own

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,21 +66,26 @@ def test_a_killed_process_fails_all_that_waits_at_once_and_is_named() -> None:
         pids = [worker.process.pid for worker in workers._crew]
         sleeping = workers.submit(word(-4))
         killed = workers.submit(word(-2))
-        waiting = [workers.submit(word(i)) for i in range(6)]
+        waiting, each = [], None
+        with suppress(WorkerDied):  # from then on
+            for i in range(6):
+                waiting.append(workers.submit(word(i)))
         with pytest.raises(WorkerDied, match=r"worker process \d \(pid \d+\) was killed by SIGKILL, .* it ran a batch"):
             killed.result(30)
-        for future in waiting[2:]:  # the first two may lie in a lane of the process that sleeps
+        for each in waiting[2:]:  # the first two may lie in a lane of the process that sleeps
             with pytest.raises(WorkerDied):
-                future.result(30)
+                each.result(30)
         with pytest.raises(WorkerDied, match="SIGKILL"):
             workers.submit(word(1))
         with pytest.raises(WorkerDied, match="SIGKILL"):
             next(workers.map([word(1)], on_error="yield"))
+        crew = list(workers._crew)
         workers.close(cancel=True)
+        assert all(worker.connection.closed for worker in crew)
         with pytest.raises(WorkerDied):
             sleeping.result(30)
     assert not any(map(alive, pids)) and multiprocessing.active_children() == []
-    del workers, sleeping, killed, waiting, future
+    del workers, sleeping, killed, waiting, each, crew
     gc.collect()
     assert set(os.listdir("/dev/shm")) <= shared
     assert open_files() <= before + 2  # multiprocessing's resource tracker stays

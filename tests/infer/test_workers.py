@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -95,6 +97,24 @@ def test_no_more_batches_are_drawn_than_two_for_each_worker(workers: Workers, co
         assert batch.item() == outputs["word"] == done - 1
         assert drawn == min(count, done - 1 + 4)
     assert drawn == count
+
+
+def test_batches_that_the_caller_is_done_with_are_let_go(workers: Workers) -> None:
+    drawn: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[Tensor]:
+        for i in range(12):
+            end = time.monotonic() + 10
+            while sum(each() is not None for each in drawn) > 3 and time.monotonic() < end:
+                time.sleep(0.001)  # a worker that has just finished may still hold its batch
+            assert sum(each() is not None for each in drawn) <= 3
+            batch = word(i)
+            drawn.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    for batch, outputs in workers.map(batches()):
+        del batch, outputs
 
 
 def test_a_batch_that_fails_raises_at_its_place_with_its_index(workers: Workers) -> None:

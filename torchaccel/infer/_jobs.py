@@ -48,6 +48,11 @@ class Jobs:
                 self._waiting.append(job)
             return True
 
+    def enter(self, worker: int) -> SimpleQueue[Job | None]:
+        """Where one lane of a worker, idle from now on, gets its first batch."""
+        with self._lock:
+            return self._idle_lane(worker)
+
     def take(self, worker: int) -> Job | None:
         """Wait for a batch for one lane of a worker; None once the queue is closed and empty."""
         with self._lock:
@@ -56,8 +61,7 @@ class Jobs:
                 return self._waiting.popleft()
             if self._closed:
                 return None
-            given: SimpleQueue[Job | None] = SimpleQueue()
-            self._idle[worker].append(given)
+            given = self._idle_lane(worker)
         return given.get()
 
     def done(self, worker: int) -> None:
@@ -76,3 +80,8 @@ class Jobs:
                 while lanes:
                     lanes.pop().put(None)
         return dropped
+
+    def _idle_lane(self, worker: int) -> SimpleQueue[Job | None]:
+        given: SimpleQueue[Job | None] = SimpleQueue()
+        self._idle[worker].append(given)
+        return given

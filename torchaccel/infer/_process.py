@@ -127,17 +127,23 @@ class Lane:
                 self._inputs = _tensors.mapped(file)
             _tensors.write(self._inputs, places, tensors)
             with self._worker.turn:
-                if file is not None:
-                    self._worker.send(("inputs", self._number), file)
-                self._worker.send(("run", self._number, header, places))
-                answer = self._worker.receive("it ran a batch")
-                if answer[0] == "room":
-                    answer = self._make_room(answer[1])
+                answer = self._asked(header, places, file)
         finally:
             if file is not None:
                 os.close(file)
         header, places = _answer(answer)
         return _tensors.join(header, [_tensors.view(self._outputs, place).clone() for place in places])
+
+    def _asked(self, header: bytes, places: list[_tensors.Place], file: int | None) -> Any:
+        try:
+            if file is not None:
+                self._worker.send(("inputs", self._number), file)
+            self._worker.send(("run", self._number, header, places))
+            answer = self._worker.receive("it ran a batch")
+            return self._make_room(answer[1]) if answer[0] == "room" else answer
+        except BaseException:
+            self._worker.process.kill()  # it may wait for what will not come, such as a file that could not be made
+            raise
 
     def _make_room(self, size: int) -> Any:
         file = _tensors.shared_file(_tensors.room(size))

@@ -37,7 +37,7 @@ class _Splitter(pickle.Pickler):
         """Plain tensors stay outside; those of subclasses and of other layouts have their own way to be pickled."""
         if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized:
             return None
-        self.tensors.append(value.detach().resolve_conj().resolve_neg())
+        self.tensors.append(value.detach())
         return len(self.tensors) - 1
 
 

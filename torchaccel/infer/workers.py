@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -75,7 +76,13 @@ class Workers:
         start: Callable[..., Crew] = start_processes if processes else start_threads
         shares = cores.shares(workers, threads) if pin else None
         self._crew: Crew = start(Source(model, model_fn), threads, shares or [None] * workers, device)
-        self._drivers = self._start_drivers()
+        self._drivers: list[threading.Thread] = []
+        self._process = os.getpid()
+        try:
+            self._start_drivers()
+        except BaseException:
+            self.close(cancel=True)
+            raise
         _running.add(self)
 
     def submit(self, batch: Any) -> Future[Any]:
@@ -185,31 +192,34 @@ class Workers:
             failed.set_exception(error)
             return failed
 
-    def _start_drivers(self) -> list[threading.Thread]:
+    def _start_drivers(self) -> None:
         before = torch.get_num_threads()
-        drivers = []
         for index, worker in enumerate(self._crew):
             for lane in worker.lanes():
                 started: Future[None] = Future()
-                arguments = index, lane, started
-                drivers.append(threading.Thread(target=self._drive, args=arguments, daemon=True, name=f"infer-{index}"))
-                drivers[-1].start()
+                arguments = index, lane, self._jobs.enter(index), started
+                driver = threading.Thread(target=self._drive, args=arguments, daemon=True, name=f"infer-{index}")
+                driver.start()
+                self._drivers.append(driver)
                 started.result()
         torch.set_num_threads(before)  # what a thread sets for itself, torch also gives to threads that start later
-        return drivers
 
-    def _drive(self, index: int, lane: WorkerThread | Lane, started: Future[None]) -> None:
+    def _drive(
+        self, index: int, lane: WorkerThread | Lane, entered: SimpleQueue[Job | None], started: Future[None]
+    ) -> None:
         try:
             lane.start()
         except BaseException as error:
             started.set_exception(error)
             return
         started.set_result(None)
-        while (job := self._jobs.take(index)) is not None:
+        job = entered.get()
+        while job is not None:
             if job.future.set_running_or_notify_cancel():
                 self._run(lane, job)
             self._jobs.done(index)
             del job  # or its inputs would stay until the next one comes
+            job = self._jobs.take(index)
 
     def _run(self, lane: WorkerThread | Lane, job: Job) -> None:
         try:
@@ -222,6 +232,7 @@ class Workers:
                     each.future.set_exception(error)
         except BaseException as error:
             job.future.set_exception(error)
+            del job  # the error's traceback holds this frame, and the future the error
         else:
             job.future.set_result(outputs)
 
@@ -264,4 +275,5 @@ _running: weakref.WeakSet[Workers] = weakref.WeakSet()
 def _close_all() -> None:
     """Threads that run a model while the interpreter is taken down would crash it."""
     for workers in list(_running):
-        workers.close(cancel=True)
+        if workers._process == os.getpid():  # a fork has none of the threads, and must not end the processes
+            workers.close(cancel=True)
