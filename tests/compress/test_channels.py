@@ -198,6 +198,12 @@ def test_what_cannot_go_stays_with_its_reason(network, shape: tuple[int, ...], r
     assert model(*x).shape[0] == shape[0]
 
 
+def test_frozen_layers_are_seen_too() -> None:
+    model = networks.Attending().requires_grad_(False)
+    removed = ta.remove_channels_(model, example((2, 6, 16)), 0.5)
+    assert set(removed.remaining) == {"up"} and not any(p.requires_grad for p in model.parameters())
+
+
 def test_a_masked_layer_stays() -> None:
     model = settled(SmallNet())
     ta.sparsify_(model, ta.Sparsity("1x4", 0.5), lambda module, name: name == "block2.conv1")

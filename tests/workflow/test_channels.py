@@ -16,6 +16,7 @@ import torchaccel as ta
 from tests.compress import networks
 from tests.models import Branching, SmallMobileNet, SmallNet, settled
 from tests.workflow.test_optimize import X, _own_cache, _times, eager_only  # noqa: F401
+from torchaccel.compress import finalize_masks_
 from torchaccel.compress.removal import record_of
 from torchaccel.report import Report
 from torchaccel.workflow.checkpoint import KEY
@@ -152,7 +153,7 @@ def test_masks_go_on_top_of_removed_channels(tmp_path: Path) -> None:
     model = settled(wide())
     ta.remove_channels_(model, X, 0.5)
     assert "block2.conv1" in ta.sparsify_(model, ta.Sparsity("1x4", 0.5)).pruned
-    reloaded(ta.accelerate(model, X), tmp_path / "m.safetensors", wide, X[0])
+    reloaded(finalize_masks_(model), tmp_path / "m.safetensors", wide, X[0])
 
 
 @pytest.fixture
