@@ -41,14 +41,14 @@ def main() -> None:
         return (guesses == y_test).float().mean().item()
 
     model = resnet18()
-    train(model, 20_000, 0.1)
+    train(model, 12_000, 0.1)
     result = ta.optimize(
         model,
         (x[:64],),
         sparsity=ta.Sparsity("channel", 0.5, steps=(0.25, 0.5)),
         calibration=x[:512].split(64),
         evaluate=accuracy,
-        finetune=lambda narrow, step: train(narrow, 10_000, 0.05),
+        finetune=lambda narrow, step: train(narrow, 6_000, 0.05),
     )
     print(result.report.summary())
     ta.save(result.model, "fewer_channels.safetensors")
