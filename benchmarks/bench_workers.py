@@ -1,8 +1,9 @@
 """Throughput of `ta.infer.Workers` on a stream of batches, in turns with a plain loop and with a naive thread pool.
 
 The network has random weights with settled BatchNorm, and is pruned by magnitude and int8, or with --eager as it is.
-Baseline: a loop of `model(batch)` with all threads. The naive pool is a ThreadPoolExecutor of as many threads as cores,
-each with as many intra-op threads, as torch has it by default. Medians, with the 95% interval of the paired ratios.
+Baseline: a loop of `model(batch)` with all threads; the same loop with one thread stands beside it. The naive pool is a
+ThreadPoolExecutor of as many threads as cores, each with as many intra-op threads, as torch has it by default. Medians,
+with the 95% interval of the paired ratios.
 
     python -m benchmarks.bench_workers --model resnet18 --batches 1 8 --json FILE
     python -m benchmarks.bench_workers --model mobilenet_v2 --eager --size 32 --batches 1 16 --json FILE
@@ -35,11 +36,14 @@ Stream = Callable[[int], object]
 LEAST_BATCHES = 8  # of each worker in a round
 
 
-def loop(model: nn.Module, x: Tensor) -> Stream:
+def loop(model: nn.Module, x: Tensor, threads: int) -> Stream:
     def run(count: int) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
         with torch.no_grad():
             for _ in range(count):
                 model(x)
+        torch.set_num_threads(before)
 
     return run
 
@@ -107,7 +111,8 @@ def main() -> None:
         }
         for size in options.batches:
             x = torch.randn(size, 3, options.size, options.size)
-            streams = {"plain loop": loop(model, x), "naive pool": naive(stack, model, x, cores)}
+            streams = {"plain loop": loop(model, x, cores), "loop, 1 thread": loop(model, x, 1)}
+            streams["naive pool"] = naive(stack, model, x, cores)
             streams |= {name: crewed(workers, x) for name, workers in crews.items()}
             rows += measured(streams, cores, size, options.seconds)
             for row in rows[-len(streams) :]:
