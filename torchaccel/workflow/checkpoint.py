@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,8 +287,9 @@ def load(
     model = _rebuild(path, metadata, model_fn)
     try:
         model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"load: {path} does not fit the model of model_fn: {error}") from error
+    except RuntimeError as error:  # which names every tensor of a large model
+        said = textwrap.shorten(str(error), 500, placeholder=" ...")
+        raise ValueError(f"load: {path} does not fit the model of model_fn: {said}") from error
     _fill_constants(model, model_fn, torch.device(device))
     if isinstance(model, fx.GraphModule):
         connect(model)
