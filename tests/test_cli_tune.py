@@ -43,9 +43,9 @@ def test_find_lr(folder: Path) -> None:
     told = run("find-lr", "tiny_setup:setup", "--plot", "lr.svg")
     assert told.exit_code == 0, told.output
     assert "suggestion  3.3: a third of 10" in told.stdout and "<svg" in (folder / "lr.svg").read_text()
-    result = run("find-lr", "tiny_setup:setup", "--steps", 30, "--min-lr", 1e-4, "--max-lr", 1, "--json")
+    result = run("find-lr", "tiny_setup:setup", "--steps", 60, "--min-lr", 1e-6, "--max-lr", 1, "--json")
     found = json.loads(result.stdout)
-    assert found["rates"][0] == 1e-4 and 1e-4 < found["suggestion"] < 1
+    assert found["rates"][0] == 1e-6 and len(found["rates"]) == 60 and 1e-4 < found["suggestion"] < 1
     assert "a model that talks" in result.stderr
 
 

@@ -181,21 +181,30 @@ def test_there_is_no_best_model_until_one_is_saved_after_the_last_step(tmp_path:
     assert best.best_model_path == ""
 
 
-def test_two_callbacks_prune_their_layers_and_resume(tmp_path: Path) -> None:
-    def both() -> list[pl.Callback]:
+def test_several_callbacks_prune_their_layers_and_resume(tmp_path: Path) -> None:
+    def all_three() -> list[pl.Callback]:
+        def only(name: str) -> Any:
+            return lambda module, own: own == name
+
         return [
-            prune((0, 1), (0.25, 0.5), filter_fn=lambda m, name: name == "net.1.0"),
-            prune((1,), (0.75,), filter_fn=lambda m, name: name == "net.2.0"),
+            prune((0, 1), (0.25, 0.5), filter_fn=only("net.1.0")),
+            prune((1,), (0.75,), filter_fn=only("net.2.0")),
+            prune((0,), (0.75,), filter_fn=only("net.5")),
         ]
 
     module, again = Classifier(), Classifier()
-    run = trainer(2, *both())
+    run = trainer(2, *all_three())
     run.fit(module, datamodule=Digits())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    trainer(3, *(resumed := both())).fit(again, datamodule=Digits(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
-    for trained in (module, again):
-        assert [zeros(trained)[name] for name in PRUNED] == pytest.approx([0.5, 0.75], abs=1e-3)
-    assert [tuple(callback.state_dict()["pruned"]) for callback in resumed] == [(PRUNED[0],), (PRUNED[1],)]
+    later = trainer(3, *(resumed := all_three()))
+    later.fit(again, datamodule=Digits(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    names = (*PRUNED, "net.5")
+    for trained, metrics in ((module, run.callback_metrics), (again, later.callback_metrics)):
+        assert [zeros(trained)[name] for name in names] == pytest.approx([0.5, 0.75, 0.75], abs=0.01)
+        weights = [trained.get_submodule(name).weight for name in names]
+        share = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        assert metrics["sparsity"] == pytest.approx(share), "of all their layers together"
+    assert [tuple(callback.state_dict()["pruned"]) for callback in resumed] == [(name,) for name in names]
 
 
 class Worse(Classifier):

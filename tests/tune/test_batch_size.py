@@ -121,8 +121,10 @@ def test_a_model_that_takes_one_size_only(scripted: Any) -> None:
             raise ZeroDivisionError("of three")
         return 1.0
 
-    with pytest.raises(ValueError, match="a batch of 4 raised ZeroDivisionError: of three"):
-        scripted(cost)
+    found = scripted(cost)
+    assert sizes(found) == [3] and found.ended == "a batch of 4 raised ZeroDivisionError: of three"
+    with pytest.raises(ValueError, match="a batch of 2 raised ZeroDivisionError: of three"):
+        scripted(cost, max_batch_size=2)
     with pytest.raises(ValueError, match="a batch of 3 raised ZeroDivisionError"):
         scripted(lambda n: 1 / 0)
 
@@ -197,6 +199,9 @@ def test_free_memory_is_what_the_container_may_still_take(tmp_path: Path, monkey
         ((torch.ones(1),), {"loss": sum}, "loss is given alone, accepted are loss and optimizer, or neither"),
         ((torch.ones(1),), {"loss": sum, "optimizer": 3}, "optimizer is a int, accepted is a torch.optim.Optimizer"),
         ((torch.ones(1),), {"max_latency_ms": 0}, "max_latency_ms is 0, accepted is above 0"),
+        ((torch.ones(1),), {"max_latency_ms": "3"}, "max_latency_ms is '3', accepted is above 0"),
+        ((torch.ones(1),), {"budget_s": -1}, "budget_s is -1, accepted are seconds from 0"),
+        ((torch.ones(1),), {"max_batch_size": True}, "max_batch_size is True, accepted is at least 1"),
         ((torch.ones(1),), {"max_batch_size": 0}, "max_batch_size is 0, accepted is at least 1"),
     ],
 )

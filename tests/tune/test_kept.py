@@ -133,6 +133,17 @@ def test_what_an_optimizer_trains_beside_the_model_or_not_at_all_comes_back_too(
     assert torch.equal(model.bias.grad, torch.ones(2)), "nor do gradients gather where no optimizer clears them"
 
 
+def test_buffers_that_cannot_be_written_keep_nothing_else_from_coming_back() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[0].register_buffer("wide", torch.zeros(4).expand(3, 4))
+    with torch.inference_mode():
+        model[0].register_buffer("other", torch.zeros(4))
+    before = copy.deepcopy(model.state_dict())
+    data = [(torch.randn(4, 4), torch.randint(2, (4,)))]
+    ta.tune.find_lr(model, torch.optim.SGD(model.parameters()), data, loss, steps=20)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_masks_hold_meanwhile() -> None:
     model = SmallNet()
     ta.sparsify_(model, ta.Sparsity("1x4", 0.75))

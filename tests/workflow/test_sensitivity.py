@@ -134,9 +134,17 @@ class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.shared, self.unused = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shared(torch.relu(self.shared(self.first(x))))
+        return self.shared(torch.relu(self.shared(self.first(self.normed(x)))))
+
+
+def test_a_model_of_torch_compile_is_taken_as_the_one_within() -> None:
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(8, 16)
+    plain, compiled = (ta.sensitivity(m, (x,), int8=ta.Int8WeightOnly()) for m in (model, torch.compile(model)))
+    assert [row["move"] for row in compiled.layers] == [row["move"] for row in plain.layers]
+    assert compiled.facts["model"] == "Sequential" and all(row["move"] for row in compiled.layers)
 
 
 def test_what_has_no_form_says_why_and_is_left_out() -> None:
@@ -147,10 +155,13 @@ def test_what_has_no_form_says_why_and_is_left_out() -> None:
     for name in ("shared", "unused"):
         assert rows[name]["move"] is rows[name]["speedup"] is None
         assert rows[name]["reason"] == "it is not called just once"
-    assert found.leave_out(max_move=9).left_out == ["shared", "unused"]
+    assert rows["normed"]["reason"] == "its weight has a parametrization of another kind"
+    assert found.leave_out(max_move=9).left_out == ["shared", "unused", "normed"]
     net = ta.sensitivity(settled(SmallNet()), (torch.randn(8, 3, 16, 16),), sparsity=ta.Sparsity("2:4", 0.5))
     rows = {row["name"]: row for row in net.layers}
-    assert rows["stem.0"]["move"] is None and "input channels by 4, given 32 and 3" in rows["stem.0"]["reason"]
+    assert (
+        rows["stem.0"]["move"] is None and "input channels divisible by 4, given 32 and 3" in rows["stem.0"]["reason"]
+    )
     assert rows["head"]["move"] > 0.01 and "sparse kernels serve convolutions" in rows["head"]["reason"]
     assert net.leave_out(max_move=9).left_out == ["stem.0", "head"]
     assert "sparse kernels serve convolutions" in net.summary()

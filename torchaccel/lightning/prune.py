@@ -34,9 +34,10 @@ class Prune(Callback):
 
     Scores from before a pruning step count no more: ModelCheckpoint replaces what it kept until then first, and has no
     best model until it saves again; EarlyStopping begins anew, and its patience does not end before the last step. So
-    the best model is one with all its zeros. The metric `sparsity` is the share of zeros in the pruned layers.
+    the best model is one with all its zeros. The metric `sparsity` is the share of zeros in the pruned layers, logged
+    at the end of each epoch.
 
-    A trainer takes several of these, for layers with other patterns or amounts.
+    A trainer takes several of these, for layers with other patterns, amounts or epochs.
 
     Args:
         sparsity: the pattern and the amount. Its `steps` are the amounts, one for each of `epochs`; without them the
@@ -68,12 +69,11 @@ class Prune(Callback):
         self.amounts = _amounts(sparsity, len(self.epochs))
         self._amount = 0.0
         self._pruned: dict[str, Tensor] = {}  # by layer: bool, of its weight's shape, on the CPU
-        self._share = 0.0  # of zeros in the pruned layers
         self._handles: list[Any] = []
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(pattern=self.sparsity.pattern, amount=self.sparsity.amount)
+        return self._generate_state_key(pattern=self.sparsity.pattern, amounts=self.amounts, epochs=self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """The amount that was pruned so far, and the masks: a shape and packed bits for each layer."""
@@ -123,7 +123,9 @@ class Prune(Callback):
             self._tighten(trainer, pl_module, due)
             _forget_best(trainer)
         self._hold_stopping(trainer)
-        pl_module.log("sparsity", self._share, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("sparsity", _share_of_zeros(trainer, pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hold_stopping(trainer)
@@ -161,8 +163,6 @@ class Prune(Callback):
         self._release()
         weights = self._weights(pl_module)
         _zero(weights)
-        total = sum(pruned.numel() for _, pruned in weights)
-        self._share = sum(int(pruned.sum()) for _, pruned in weights) / max(total, 1)
         self._handles = [
             optimizer.register_step_post_hook(lambda *_: _zero(weights)) for optimizer in trainer.optimizers
         ]
@@ -220,6 +220,13 @@ def _packed(pruned: Tensor) -> Tensor:
 
 def _unpacked(shape: list[int], bits: Tensor) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=math.prod(shape)).astype(bool)).view(shape)
+
+
+def _share_of_zeros(trainer: Any, pl_module: LightningModule) -> float:
+    """In the layers that any of the trainer's callbacks prunes; each of these logs the same."""
+    names = {name for callback in trainer.callbacks if isinstance(callback, Prune) for name in callback._pruned}
+    weights: list[Any] = [pl_module.get_submodule(name).weight for name in sorted(names)]
+    return sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
 
 
 @torch.no_grad()

@@ -71,21 +71,34 @@ def _tensors(model: nn.Module, optimizer: Optimizer | None) -> Iterator[None]:
     tensors = {id(t): t for _, table in held for t in table.values() if t is not None}
     groups = [] if optimizer is None else optimizer.param_groups
     tensors |= {id(p): p for group in groups for p in group["params"]}  # it may train more than the model
-    contents = [(t, t.detach().clone()) for t in tensors.values()]
+    contents = [(t, t.detach().clone()) for t in tensors.values() if _is_writable(t)]
     gradients = [(t, t.grad) for t in tensors.values() if t.is_leaf]
     for tensor, _ in gradients:
         tensor.grad = None
-    try:
-        yield
-    finally:
-        for table, before in held:
-            table.clear()
-            table.update(before)
-        with torch.no_grad():
-            for tensor, content in contents:
-                tensor.copy_(content)
+    with ExitStack() as stack:  # what cannot be put back keeps nothing else from it
+        for table, entries in held:
+            stack.callback(_replace, table, entries)
+        for tensor, content in contents:
+            stack.callback(_write, tensor, content)
         for tensor, gradient in gradients:
-            tensor.grad = gradient
+            stack.callback(setattr, tensor, "grad", gradient)
+        yield
+
+
+def _is_writable(tensor: Tensor) -> bool:
+    """Not one of inference mode, nor one made by `expand`, whose elements share memory: in-place changes raise."""
+    shared = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return not tensor.is_inference() and not shared
+
+
+def _replace(table: dict[str, Any], entries: dict[str, Any]) -> None:
+    table.clear()
+    table.update(entries)
+
+
+@torch.no_grad()
+def _write(tensor: Tensor, content: Tensor) -> None:
+    tensor.copy_(content)
 
 
 @contextmanager

@@ -30,10 +30,24 @@ def train_step(model: nn.Module, optimizer: Optimizer, loss: Loss, batch: Any) -
     return seen[0]
 
 
-def check_optimizer(caller: str, optimizer: object) -> None:
-    """It is one of torch's."""
+def check_training(caller: str, model: object, optimizer: object, loss: object) -> None:
+    """A module, an optimizer of its parameters and a function, or ValueError."""
+    check_model(caller, model)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"{caller}: optimizer is a {type(optimizer).__name__}, accepted is a torch.optim.Optimizer")
+    own = {id(parameter) for parameter in model.parameters()}  # type: ignore[attr-defined]
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            f"{caller}: optimizer holds none of the model's parameters, accepted is one that was made of them"
+        )
+    if not callable(loss) or isinstance(loss, nn.Module):
+        raise ValueError(f"{caller}: loss is a {type(loss).__name__}, accepted is a function loss(model, batch)")
+
+
+def check_model(caller: str, model: object) -> None:
+    """A module, or ValueError."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{caller}: model is a {type(model).__name__}, accepted is a torch.nn.Module")
 
 
 def _scalar(value: object) -> Tensor:

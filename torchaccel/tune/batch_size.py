@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from torchaccel import measure
 from torchaccel.tune._kept import kept, modes_kept
 from torchaccel.tune._memory import Meter, free, ran_out
-from torchaccel.tune._training import Loss, check_optimizer, train_step
+from torchaccel.tune._training import Loss, check_model, check_training, train_step
 from torchaccel.tune.sizes import BatchSizes, Row
 
 Step = Callable[[], object]
@@ -40,8 +41,8 @@ def find_batch_size(
     """Time a model at growing batch sizes, in turns, with the memory each takes; propose the smallest that is fast.
 
     Sizes are 1, 2, 3, 4, 6, 8, 12 and so on. They end where four in a row bring less than 2% more samples a second,
-    where memory would not suffice, or at a limit. The proposal is the smallest size that reaches 95% of the best
-    samples a second: a larger one costs latency and memory and brings next to nothing.
+    where memory would not suffice, where the model raises, or at a limit. The proposal is the smallest size that
+    reaches 95% of the best samples a second: a larger one costs latency and memory and brings next to nothing.
 
     Args:
         model: for inference, in evaluation mode meanwhile; or for training, with `loss` and `optimizer`. All of it is
@@ -58,12 +59,12 @@ def find_batch_size(
         BatchSizes: a row for each size, and a `suggestion`, or the reason why there is none.
 
     Raises:
-        ValueError: an argument that is not as described, or a size that the model does not take; those below N may
-            be too small for it.
+        ValueError: an argument that is not as described, or a model that takes no size up to N.
 
     Equivalent to timing `model(*(x.repeat(...) for x in example_inputs))` for each size.
     """
-    _check(example_inputs, loss, optimizer, max_latency_ms, max_batch_size)
+    _check(model, example_inputs, loss, optimizer)
+    _check_limits(max_latency_ms, max_batch_size, budget_s)
     training = loss is not None and optimizer is not None
     device = example_inputs[0].device
     with _training(model, optimizer) if optimizer is not None else _inference(model):
@@ -87,6 +88,7 @@ def _explored(
     available, meter = free(device), Meter(device)
     peaks: dict[int, int | None] = {}
     rates: list[float] = []
+    refused: ValueError | None = None
     for size in _sizes(max_batch_size):
         if (needed := _expected(peaks, size)) is not None and available is not None and needed > _SHARE * available:
             return peaks, f"{size} would take about {needed >> 20} MiB of memory; {available >> 20} MiB are free"
@@ -96,10 +98,14 @@ def _explored(
             taken = min(measure.seconds(step) for _ in range(2))
         except Exception as error:
             if not ran_out(error):
-                if not peaks and size < given:
-                    continue  # as a BatchNorm that trains refuses a single value
                 said = f"a batch of {size} raised {type(error).__name__}: {error}"
-                raise ValueError(f"find_batch_size: {said}") from error
+                if peaks:
+                    return peaks, said
+                refused = ValueError(f"find_batch_size: {said}")
+                refused.__cause__ = error
+                if size < given:
+                    continue  # as a BatchNorm that trains refuses a single value
+                raise refused from error
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             return peaks, f"memory did not suffice for {size}"
@@ -109,6 +115,8 @@ def _explored(
             return peaks, f"{size} takes longer than {max_latency_ms:g} ms"
         if len(rates) > _FLAT and max(rates[-_FLAT:]) < _GAIN * max(rates[:-_FLAT]):
             return peaks, "larger ones bring no more samples a second"
+    if refused is not None and not peaks:
+        raise refused
     return peaks, f"{max_batch_size} is the largest that was asked for"
 
 
@@ -171,7 +179,8 @@ def _inference(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _check(inputs: object, loss: object, optimizer: object, max_latency_ms: float | None, max_batch_size: int) -> None:
+def _check(model: object, inputs: object, loss: object, optimizer: object) -> None:
+    check_model("find_batch_size", model)
     if not isinstance(inputs, tuple) or not inputs or not all(isinstance(x, Tensor) and x.dim() for x in inputs):
         raise ValueError("find_batch_size: example_inputs: accepted is a tuple of tensors [N, ...], such as (x,)")
     if len({x.shape[0] for x in inputs}) > 1 or not inputs[0].shape[0]:
@@ -183,8 +192,13 @@ def _check(inputs: object, loss: object, optimizer: object, max_latency_ms: floa
         given = "loss" if optimizer is None else "optimizer"
         raise ValueError(f"find_batch_size: {given} is given alone, accepted are loss and optimizer, or neither")
     if optimizer is not None:
-        check_optimizer("find_batch_size", optimizer)
-    if max_latency_ms is not None and not max_latency_ms > 0:
-        raise ValueError(f"find_batch_size: max_latency_ms is {max_latency_ms}, accepted is above 0")
-    if not isinstance(max_batch_size, int) or max_batch_size < 1:
+        check_training("find_batch_size", model, optimizer, loss)
+
+
+def _check_limits(max_latency_ms: object, max_batch_size: object, budget_s: object) -> None:
+    if max_latency_ms is not None and not (isinstance(max_latency_ms, int | float) and max_latency_ms > 0):
+        raise ValueError(f"find_batch_size: max_latency_ms is {max_latency_ms!r}, accepted is above 0, or None")
+    if not isinstance(budget_s, int | float) or not 0 <= budget_s < math.inf:
+        raise ValueError(f"find_batch_size: budget_s is {budget_s!r}, accepted are seconds from 0")
+    if not isinstance(max_batch_size, int) or isinstance(max_batch_size, bool) or max_batch_size < 1:
         raise ValueError(f"find_batch_size: max_batch_size is {max_batch_size!r}, accepted is at least 1")

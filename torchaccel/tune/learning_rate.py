@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchaccel.tune._kept import kept
-from torchaccel.tune._training import Loss, check_optimizer, train_step
+from torchaccel.tune._training import Loss, check_training, train_step
 from torchaccel.tune.rates import LearningRates, diverged
 
 
@@ -34,8 +34,8 @@ def find_lr(
         model: trained as it is set; where it is in evaluation mode, all of it in training mode.
         optimizer: of the model's parameters. Where its groups differ in their rate, they keep the ratio, and all rates
             here are those of the largest.
-        batches: what `loss` takes; iterated again where it has fewer than `steps`. An iterator is used up, a loader
-            with `state_dict` and `load_state_dict` goes back to its place.
+        batches: what `loss` takes; iterated again where it has fewer than `steps`, which an iterator cannot be. A
+            loader with `state_dict` and `load_state_dict` goes back to its place.
         loss: `loss(model, batch) -> Tensor`, a scalar to minimize.
         min_lr: the first rate, above 0.
         max_lr: the last rate, above `min_lr`.
@@ -45,14 +45,16 @@ def find_lr(
         LearningRates: all losses, and a `suggestion`, or the reason why there is none.
 
     Raises:
-        ValueError: an argument that is not as described, no batches, or a loss that is no scalar or has no gradient.
+        ValueError: an argument that is not as described, an iterator of too few batches, or a loss that is no scalar
+            or has no gradient.
 
     Equivalent to a loop of `for group in optimizer.param_groups: group["lr"] = lr` and
     `optimizer.zero_grad(); loss(model, batch).backward(); optimizer.step()`.
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, 2017 (arXiv 1506.01186).
     """
-    _check(optimizer, min_lr, max_lr, steps)
+    check_training("find_lr", model, optimizer, loss)
+    _check(min_lr, max_lr, steps)
     rates = [min_lr * (max_lr / min_lr) ** (step / (steps - 1)) for step in range(steps)]
     with kept(model, optimizer, batches):
         if not model.training:
@@ -82,7 +84,7 @@ def _losses(
 
 
 def _cycled(batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """Up to `steps` batches, from the start again where they end, unless that brings none."""
+    """`steps` batches, from the start again where they end."""
     done = 0
     while done < steps:
         before = done
@@ -92,14 +94,14 @@ def _cycled(batches: Iterable[Any], steps: int) -> Iterator[Any]:
             if done == steps:
                 return
         if done == before:
-            if not done:
-                raise ValueError("find_lr: batches is empty, accepted is an iterable of at least one batch")
-            return
+            raise ValueError(
+                f"find_lr: batches ended after {done} of {steps} steps, accepted is an iterable that starts anew, such "
+                "as a loader, or an iterator of more batches"
+            )
 
 
-def _check(optimizer: Optimizer, min_lr: float, max_lr: float, steps: int) -> None:
-    check_optimizer("find_lr", optimizer)
-    if not 0 < min_lr < max_lr < math.inf:
-        raise ValueError(f"find_lr: min_lr is {min_lr}, max_lr is {max_lr}, accepted is 0 < min_lr < max_lr")
+def _check(min_lr: float, max_lr: float, steps: int) -> None:
+    if not all(isinstance(rate, int | float) for rate in (min_lr, max_lr)) or not 0 < min_lr < max_lr < math.inf:
+        raise ValueError(f"find_lr: min_lr is {min_lr!r}, max_lr is {max_lr!r}, accepted is 0 < min_lr < max_lr")
     if not isinstance(steps, int) or steps < 20:
         raise ValueError(f"find_lr: steps is {steps!r}, accepted is a whole number of at least 20")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 _WIDTH = 0.03  # the smoothing Gaussian's standard deviation, as a share of all steps
 _LAST = 5  # losses that tell whether it diverged
+_LEAST = 3  # losses that tell where it started
 _BELOW = 3.0  # of the rate with the lowest loss, this part is suggested
-_NOISE = 1.25  # standard deviations of the noise by which the loss must fall
+_CERTAIN = 3.5  # standard errors by which the loss must fall; the lowest of many averages falls by two of noise alone
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class LearningRates:
         reason: where the suggestion comes from, or why there is none.
     """
 
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    smoothed: tuple[float, ...]
+    rates: tuple[float, ...] = field(repr=False)
+    losses: tuple[float, ...] = field(repr=False)
+    smoothed: tuple[float, ...] = field(repr=False)
     suggestion: float | None
     reason: str
 
@@ -46,7 +47,7 @@ class LearningRates:
         """Of all rates that were planned, and the losses of those that were reached."""
         reached = rates[: len(losses)]
         smoothed = _smooth(losses, len(rates))
-        suggestion, reason = _suggest(rates, np.array(losses), smoothed)
+        suggestion, reason = _suggest(rates, losses, smoothed)
         return cls(tuple(reached), tuple(losses), tuple(map(float, smoothed)), suggestion, reason)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,33 +106,52 @@ def _limit(values: np.ndarray) -> float:
     return max(lowest + 3 * abs(lowest), float(values[0]))
 
 
-def _smooth(losses: Sequence[float], steps: int) -> np.ndarray:
-    """A Gaussian average of the neighbours on both sides; a loss beyond all bounds counts as the bound."""
-    found = np.array(losses)
-    finite = found[np.isfinite(found)]
-    if not finite.size:
-        return np.zeros_like(found)
-    values = np.minimum(np.nan_to_num(found, nan=math.inf), _limit(finite))
-    at = np.arange(len(values))
+def _weights(count: int, steps: int) -> np.ndarray:
+    """[count, count]: of the neighbours that each average takes, on both sides, adding up to 1."""
+    at = np.arange(count)
     weights = np.exp(-0.5 * ((at[:, None] - at) / max(_WIDTH * steps, 1.0)) ** 2)
-    return weights @ values / weights.sum(1)
+    return weights / weights.sum(1, keepdims=True)
 
 
-def _suggest(rates: Sequence[float], losses: np.ndarray, smoothed: np.ndarray) -> tuple[float | None, str]:
-    if not np.isfinite(losses[0]):
+def _bounded(losses: Sequence[float]) -> np.ndarray:
+    """A loss beyond all bounds counts as the bound."""
+    found = np.array(losses, dtype=np.float64)
+    finite = found[np.isfinite(found)]
+    return np.minimum(np.nan_to_num(found, nan=math.inf), _limit(finite)) if finite.size else np.zeros_like(found)
+
+
+def _smooth(losses: Sequence[float], steps: int) -> np.ndarray:
+    return _weights(len(losses), steps) @ _bounded(losses)
+
+
+def _suggest(rates: Sequence[float], losses: Sequence[float], smoothed: np.ndarray) -> tuple[float | None, str]:
+    if not math.isfinite(losses[0]):
         return None, f"the loss is {losses[0]} before the first step"
-    lowest = int(np.argmin(smoothed))
-    before = losses[: lowest + 1]
-    level = float(np.mean(before[: max(len(before) // 2, 1)]))  # where rates are too small to matter
-    noise = float(np.std(before - smoothed[: lowest + 1]))
-    fall = level - float(smoothed[lowest])
-    ended = f"it diverged at {rates[len(losses) - 1]:.2g}" if len(losses) < len(rates) else f"up to {rates[-1]:.2g}"
-    if fall <= max(_NOISE * noise, 1e-6 * abs(level)):
+    values, lowest = _bounded(losses), int(np.argmin(smoothed))
+    if lowest < 2 * _LEAST or rates[lowest] / _BELOW < rates[0]:
         return None, (
-            f"the loss did not fall beyond its noise ({level:.4g} at first, {smoothed[lowest]:.4g} at its lowest, "
-            f"noise {noise:.2g}; {ended}): try a smaller min_lr, more steps or larger batches"
+            f"the loss did not fall; it is lowest at the first rates, {rates[lowest]:.2g}: try a smaller min_lr; or "
+            "there is little left to learn"
+        )
+    start = values[: lowest // 2]  # where rates are too small to matter
+    fall = float(start.mean() - smoothed[lowest])
+    error = math.sqrt(start.var(ddof=1) / len(start) + _variance_of_average(values, lowest, len(rates)))
+    if fall <= max(_CERTAIN * error, 1e-6 * abs(float(start.mean()))):
+        ended = f"diverged at {rates[len(losses) - 1]:.2g}" if len(losses) < len(rates) else f"up to {rates[-1]:.2g}"
+        return None, (
+            f"the loss did not fall beyond its noise ({start.mean():.4g} at first, {smoothed[lowest]:.4g} at its "
+            f"lowest, standard error {error:.2g}; {ended}): try more steps or larger batches; or there is little left "
+            "to learn"
         )
     found = f"a third of {rates[lowest]:.2g}, where the loss is lowest"
     if len(losses) == len(rates) and lowest >= len(rates) * (1 - _WIDTH) - 1:
         found += "; it still falls at max_lr, so that a larger one may suggest more"
     return rates[lowest] / _BELOW, found
+
+
+def _variance_of_average(values: np.ndarray, at: int, steps: int) -> float:
+    """Of the smoothed value at a step, from how its neighbours scatter."""
+    weights = _weights(len(values), steps)[at]
+    taken = float((weights**2).sum())  # 1 / the number of neighbours that count
+    scatter = float(weights @ (values - weights @ values) ** 2) / max(1 - taken, 1e-9)
+    return scatter * taken

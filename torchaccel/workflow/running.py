@@ -14,5 +14,6 @@ def running(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
 
 
 def inner(model: nn.Module) -> nn.Module:
-    """The model that `running` was given."""
+    """The model that `running` or `torch.compile` was given."""
+    model = getattr(model, "_orig_mod", model)
     return model.model if isinstance(model, Graphed | Sliced) else model

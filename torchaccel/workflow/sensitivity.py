@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from torchaccel.compress import Int8Dynamic, Int8Static, Sparsity, finalize_masks_, sparsify_, why_kept
 from torchaccel.compress.configs import check_config
@@ -125,6 +126,13 @@ class _Form:
         return replace(self, sparsity=None)
 
 
+def _why_unseen(module: nn.Module) -> str:
+    """Why a layer is not among those of the traced model."""
+    if parametrize.is_parametrized(module):
+        return "its weight has a parametrization of another kind"
+    return "it is not called just once"
+
+
 def _several(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
@@ -183,7 +191,7 @@ class _Probe:
         self.layers = dict(sorted(layers.items(), key=lambda item: order.get(item[0], len(order))))
         read = why_kept(self.original)
         self.impossible = {
-            name: read.get(name) or why_not(module) or "it is not called just once"
+            name: read.get(name) or why_not(module) or _why_unseen(module)
             for name, module in layers.items()
             if name not in self.args
         } | dict.fromkeys(self.prepared.given, "it is int8 or sparse already")
