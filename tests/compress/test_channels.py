@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -223,9 +224,59 @@ def test_a_layer_whose_weight_is_computed_stays() -> None:
     assert "block1.conv1" in removed.remaining
 
 
+class Noisy(SmallNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.randn_like(x))
+
+
+class Normalized(nn.Module):
+    """Mixes the channels of a layer without a module that could say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.head = nn.Linear(8, 64, bias=False), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.normalize(self.mixed(x), dim=1))
+
+
+def test_random_numbers_do_not_tell_against_a_model() -> None:
+    before = torch.get_rng_state()
+    model = settled(Noisy())
+    drawn = torch.get_rng_state()
+    assert "block1.conv1" in ta.remove_channels_(model, example(IMAGE), 0.5).remaining
+    assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(before, drawn)
+
+
+def test_inputs_of_zeros_prove_nothing() -> None:
+    assert "computes something else" in ta.remove_channels_(Normalized(), (torch.zeros(4, 8),), 0.5).kept["mixed"]
+
+
+def test_it_works_in_inference_mode_and_keeps_the_layout_of_weights() -> None:
+    model = settled(SmallNet()).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        removed = ta.remove_channels_(model, (torch.randn(IMAGE),), 0.5)
+    assert "block1.conv1" in removed.remaining and model(*example(IMAGE)).requires_grad
+    assert model.block1.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not model.block1.conv1.weight.is_contiguous()
+
+
 def nan(model: nn.Module) -> nn.Module:
     model.block2.conv1.weight.data[0, 0, 0, 0] = float("nan")
     return model
+
+
+@dataclass
+class Features:
+    values: Tensor
+
+
+class Telling(SmallNet):
+    """Returns something whose tensors nobody would find."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Features]:
+        y = self.stem(x)
+        return super().forward(x), Features(y)
 
 
 class Hidden(nn.Module):
@@ -247,6 +298,7 @@ class Hidden(nn.Module):
         (None, IMAGE, "half", "amount is 'half'"),
         (None, (4, 5, 16, 16), 0.5, "SmallNet cannot be recorded on the example inputs: RuntimeError"),
         (nan, IMAGE, 0.5, "weights that 'stem.0' or its readers hold are NaN or infinite"),
+        (lambda model: settled(Telling()), IMAGE, 0.5, "the model returns a Features, accepted are tensors in tuples"),
         (Hidden, IMAGE, 0.5, "Hidden cannot be recorded .* autograd records"),
     ],
 )

@@ -56,6 +56,8 @@ class Removed:
         )
 
 
+@torch.random.fork_rng()
+@torch.inference_mode(False)  # channels are found by what autograd records
 def remove_channels_(
     model: nn.Module, example_inputs: tuple[Tensor, ...], amount: float, filter_fn: Filter | None = None
 ) -> Removed:
@@ -85,7 +87,7 @@ def remove_channels_(
 
     Raises:
         ValueError: an amount or inputs that are not as described, weights that are not finite, or a model that does
-            not run on the inputs.
+            not run on the inputs or returns other things than tensors in tuples, lists and dicts.
         ImportError: torch-pruning is not installed.
 
     Equivalent to `layer.weight = nn.Parameter(layer.weight[kept])` and `reader.weight[:, kept]`, in all layers at once.
@@ -97,6 +99,7 @@ def remove_channels_(
     if not isinstance(example_inputs, tuple) or not all(isinstance(x, Tensor) for x in example_inputs):
         given = type(example_inputs).__name__
         raise ValueError(f"remove_channels_: example_inputs is {given}, accepted is a tuple of tensors, such as (x,)")
+    example_inputs = tuple(map(_telling, example_inputs))
     record = record_of(model)
     modules = dict(model.named_modules())
     kept = why_kept(model)  # such as within nn.MultiheadAttention, where no call of the layer is seen
@@ -207,9 +210,23 @@ def _costs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
+def _telling(x: Tensor) -> Tensor:
+    """The input, outside of inference mode; noise for one of zeros or ones, by which wrong layers would pass too."""
+    constant = x.is_floating_point() and x.numel() > 1 and bool((x == x.flatten()[0]).all())
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) if constant else x.clone()
+
+
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All tensors that the model returns; what it draws at random is the same each time."""
+    torch.manual_seed(0)
     with evaluating(model):
-        return [y for y in tree_leaves(model(*(x.clone() for x in inputs))) if isinstance(y, Tensor)]
+        leaves = tree_leaves(model(*(x.clone() for x in inputs)))
+    unknown = [type(y).__name__ for y in leaves if not isinstance(y, Tensor | int | float | str | None)]
+    if unknown:
+        raise ValueError(
+            f"remove_channels_: the model returns a {unknown[0]}, accepted are tensors in tuples, lists and dicts"
+        )
+    return [y for y in leaves if isinstance(y, Tensor)]
 
 
 def _proven(

@@ -77,7 +77,9 @@ def _parts(module: nn.Module, kept: Kept) -> tuple[dict[str, Tensor | None], dic
     def select(name: str, dim: int, index: Tensor | None) -> None:
         tensor = tensors.get(name, getattr(module, name, None))
         if tensor is not None and index is not None:
-            tensors[name] = tensor.detach().index_select(dim, index.to(tensor.device))
+            last = tensor.dim() == 4 and not tensor.is_contiguous()
+            layout = torch.channels_last if last else torch.contiguous_format
+            tensors[name] = tensor.detach().index_select(dim, index.to(tensor.device)).contiguous(memory_format=layout)
 
     if isinstance(module, (*NORMS, nn.PReLU)) or is_depthwise(module):
         for name in ("weight", "bias", "running_mean", "running_var"):

@@ -39,6 +39,10 @@ class Source:
 
     def model(self, device: str) -> nn.Module:
         """The model, in this process."""
+        if isinstance(self._model, nn.Module) and torch.device(device).type != "cpu":
+            raise ValueError(
+                f"Workers: device is {device!r}, accepted for a module on threads is none: it runs where it is"
+            )
         return self._model if isinstance(self._model, nn.Module) else load(self._model, self._model_fn, device)
 
     def data(self) -> bytes:

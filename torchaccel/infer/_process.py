@@ -6,6 +6,7 @@ the next one's inputs and reads the last one's outputs in the other lane. A thre
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -76,7 +77,9 @@ class WorkerProcess:
     def stop(self) -> None:
         """Tell the process to end, or kill it if it runs a batch or still starts."""
         if self.ready and self.turn.acquire(blocking=False):
-            self.connection.close()  # an idle process reads the end and leaves
+            with contextlib.suppress(OSError):  # it may have ended
+                self.connection.send(("stop", 0))  # closing alone tells nothing where a fork holds the connection too
+            self.connection.close()
             self.turn.release()
         else:
             self.process.kill()
@@ -222,6 +225,8 @@ class _Server:
     def serve(self) -> None:
         while True:
             kind, lane, *rest = self._connection.recv()
+            if kind == "stop":
+                return
             if kind == "inputs":
                 self._inputs[lane] = self._region()
                 continue

@@ -70,6 +70,12 @@ class Workers:
         _at_least_one("workers", workers)
         threads = max(1, cores.usable() // workers) if threads is None else threads
         _at_least_one("threads", threads)
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Workers: device is {device!r}, accepted are torch's names, such as cpu or cuda"
+            ) from error
         self.workers, self.threads, self.processes = workers, threads, processes
         self._jobs = Jobs(workers)
         self._broken: WorkerDied | None = None
