@@ -96,6 +96,7 @@ def test_a_folder_of_images_becomes_a_table_of_their_classes(folder: Path) -> No
         (["--arrays", "x.npy", "--threads", "2"], "--threads is given with --workers auto"),
         (["--arrays", "x.npy", "--batch", "0"], "accepted is at least 1"),
         (["--arrays", "wrong.npy", "--workers", "1"], "MODEL failed on batch 0: RuntimeError"),
+        (["--arrays", "x.npy", "--out", "no/y.npy"], "'no/y.npy', accepted is a file in an existing folder"),
         (["--arrays", "scalar.npy"], "accepted are samples first"),
         (["--images", "absent"], "which is not a folder"),
     ],
@@ -106,6 +107,30 @@ def test_what_is_refused_leaves_the_old_file(model: torch.nn.Module, words: list
     Path("y.npy").write_text("old")
     assert message in fails("infer", "model.safetensors", FACTORY, "--out", "y.npy", *words)
     assert Path("y.npy").read_text() == "old" and not list(Path().glob(".y.npy*"))
+
+
+def test_a_model_that_fails_while_it_is_measured_is_told_in_a_line(model: torch.nn.Module) -> None:
+    np.save("wrong.npy", np.zeros((2, 3, 8, 8), np.float32))
+    result = run("infer", "model.safetensors", FACTORY, "--arrays", "wrong.npy", "--out", "y.npy")
+    assert (
+        result.exit_code == 2 and "error: MODEL failed on the first batch: RuntimeError: Given groups" in result.stderr
+    )
+
+
+def test_outputs_that_are_not_one_row_for_each_sample_are_refused(folder: Path) -> None:
+    (folder / "tiny_halves.py").write_text(
+        "from torch import nn\n"
+        "class Half(nn.Linear):\n    def forward(self, x):\n        return super().forward(x)[::2]\n"
+        "def build():\n    return Half(2, 3).eval()\n"
+    )
+    sys.modules.pop("tiny_halves", None)
+    sys.path.insert(0, str(folder))
+    ta.save(__import__("tiny_halves").build(), "half.safetensors")
+    np.save("x.npy", np.zeros((8, 2)))  # float64, NumPy's default
+    for out in ("y.npy", "y.csv"):
+        words = ["infer", "half.safetensors", "tiny_halves:build", "--arrays", "x.npy", "--workers", 1, "--out", out]
+        assert "the model returns 4 rows for a batch of 8, accepted is one for each sample" in fails(*words)
+        assert not (folder / out).exists()
 
 
 def test_other_files_and_outputs_are_refused(model: torch.nn.Module) -> None:

@@ -248,6 +248,36 @@ def test_random_numbers_do_not_tell_against_a_model() -> None:
     assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(before, drawn)
 
 
+class Detecting(nn.Module):
+    """Boxes in pixels beside scores, which the model's own code normalizes over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes, self.mixed, self.scores = nn.Linear(8, 4), nn.Linear(8, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixed(x)
+        y = (y - y.mean(1, keepdim=True)) / y.std(1, keepdim=True)
+        return torch.cat([500 + 400 * self.boxes(x), self.scores(y).sigmoid()], 1)
+
+
+def test_large_outputs_hide_no_small_ones() -> None:
+    torch.manual_seed(0)
+    assert "computes something else" in ta.remove_channels_(Detecting(), (torch.randn(4, 8),), 0.5).kept["mixed"]
+
+
+def test_a_model_that_insists_on_its_type_is_proven_in_it() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = SmallNet()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.float())
+
+    assert "net.block1.conv1" in ta.remove_channels_(settled(Half()), example(IMAGE), 0.5).remaining
+
+
 def test_inputs_of_zeros_prove_nothing() -> None:
     assert "computes something else" in ta.remove_channels_(Normalized(), (torch.zeros(4, 8),), 0.5).kept["mixed"]
 

@@ -131,9 +131,9 @@ def test_a_record_makes_another_model_as_narrow() -> None:
 
 def test_a_record_is_a_copy() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    set_record(model, {"0": {"out": [2, 4]}})
+    set_record(model, {"0": {"out": [4, 8]}})
     record_of(model)["0"]["out"][0] = 3
-    assert record_of(model) == {"0": {"out": [2, 4]}}
+    assert record_of(model) == {"0": {"out": [4, 8]}}
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,8 @@ def test_the_verdict_names_the_slower_side() -> None:
         ({"slots": 1}, "slots is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"rank": 2, "world": 2}, "rank is 2 of world 2"),
+        ({"world": 2}, "rank is None, world is 2, accepted are both or neither"),
+        ({"rank": 0}, "rank is 0, world is None, accepted are both or neither"),
         ({"on_error": "ignore"}, "accepted are raise, skip, substitute"),
         ({"timeout": 0}, "timeout is 0"),
         ({"source": []}, "empty"),

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
+import torchaccel as ta
 from torchaccel.infer import gather, share
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +56,19 @@ def test_a_rank_that_dies_or_hangs_ends_the_others_with_an_error(mode: str, tmp_
     assert indices == [0, 1, 2] and said.startswith("RankError: gather: rank 1 ended or did not answer in time")
 
 
+SAMPLES = ta.data.Arrays(np.zeros((8, 2, 2), np.uint8), np.zeros(8, np.int64))
+
+
 def test_without_torch_distributed_all_is_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(gather(share(range(5)))) == [0, 1, 2, 3, 4]
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"Loader: WORLD_SIZE is 2, but torch\.distributed is not initialized"):
+        ta.data.Loader(SAMPLES, 4)
+    with pytest.raises(ValueError, match="given a loader that loads this rank's share already"):
+        share(ta.data.Loader(SAMPLES, 4, rank=0, world=2))
+    for timeout in ("a", None, 0, float("inf")):
+        with pytest.raises(ValueError, match="gather: timeout is"):
+            gather([], timeout)
     for call in (share, gather):
         with pytest.raises(RuntimeError, match=r"WORLD_SIZE is 2, but torch\.distributed is not initialized"):
             call([])

@@ -217,6 +217,8 @@ def test_leaving_finishes_what_was_submitted_and_an_error_drops_what_waits(tmp_p
         ({"workers": 0}, "workers is 0, accepted is an int of at least 1"),
         ({"workers": True}, "workers is True"),
         ({"workers": 1, "threads": 0}, "threads is 0"),
+        ({"workers": 1, "device": "nope"}, "device is 'nope', accepted are names such as cpu and cuda"),
+        ({"workers": 1, "device": "cuda"}, "accepted for a module on threads is none: it runs where it is"),
         ({"workers": 1, "model": SmallNet()}, "training mode"),
         ({"workers": 1, "model": 3}, "the model is a int, accepted is a module or a path"),
         ({"workers": 1, "model_fn": SmallNet}, "model_fn is given with a module"),
@@ -228,6 +230,11 @@ def test_bad_arguments_are_refused_before_anything_starts(arguments: dict, messa
     with pytest.raises(ValueError, match=message):
         Workers(**{"model": MODEL} | arguments)
     assert threading.active_count() == before
+
+
+def test_autocast_around_a_batch_is_refused(workers: Workers) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="accepted is within forward"):
+        workers.submit(torch.ones(1))
 
 
 def test_map_refuses_another_way_with_errors_at_once(workers: Workers) -> None:

@@ -156,6 +156,28 @@ def test_masks_go_on_top_of_removed_channels(tmp_path: Path) -> None:
     reloaded(finalize_masks_(model), tmp_path / "m.safetensors", wide, X[0])
 
 
+def test_parts_of_a_narrow_model_are_saved_too(tmp_path: Path) -> None:
+    model = settled(wide())
+    ta.remove_channels_(model, X, 0.5)
+    x = torch.randn(2, 32, 8, 8)
+    reloaded(model.block2, tmp_path / "a.safetensors", lambda: wide().block2, x)
+    reloaded(nn.Sequential(model.block1, model.block2), tmp_path / "b.safetensors", lambda: parts(wide()), x)
+
+
+def parts(model: nn.Module) -> nn.Module:
+    return nn.Sequential(model.block1, model.block2)
+
+
+def test_a_layer_that_takes_the_place_of_a_narrow_one_has_its_own_width(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+
+    model = build().eval()
+    ta.remove_channels_(model, (torch.randn(4, 8),), 0.5)
+    model[2], model[4] = nn.Linear(32, 64), nn.Linear(64, 3)
+    assert {name: sides["out"] for name, sides in record_of(model).items() if "out" in sides} == {"0": [32, 64]}
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     model = settled(wide())

@@ -32,7 +32,9 @@ def infer(
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Images, resized, cut and normalized as ImageNet's.")
     ] = None,
-    arrays: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs, samples first: .npy.")] = None,
+    arrays: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inputs, samples first: .npy; float64 as float32.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Height and width that --images are brought to.")] = 224,
     batch: Annotated[int, typer.Option(help="Samples of a batch.")] = 16,
     workers: Annotated[
@@ -60,19 +62,26 @@ def infer(
         if out.suffix not in (".npy", ".csv"):
             raise ValueError(f"--out is {str(out)!r}, accepted are .npy and .csv files")
         build: Any = arguments.find_function("MODEL", model)
+        if not out.parent.is_dir():
+            raise ValueError(f"--out is {str(out)!r}, accepted is a file in an existing folder")
         source = _images(images, size, batch) if images is not None else _arrays(arrays, batch)  # type: ignore[arg-type]
         measured = None
         if workers == "auto":
             first = next(iter(source.batches))
-            measured = plan(checkpoint, (first[0] if isinstance(first, tuple) else first,), build, processes=processes)
+            try:
+                measured = plan(checkpoint, (_inputs(first),), build, processes=processes)
+            except (ValueError, OSError):
+                raise
+            except Exception as error:
+                raise ValueError(f"MODEL failed on the first batch: {type(error).__name__}: {error}") from error
             crew = measured.start()
         else:
             crew = Workers(checkpoint, build, workers=int(workers), threads=threads, processes=processes)
         begin = time.perf_counter()
         try:
             with crew, _writing(out, source.names, source.count) as write:
-                for _, outputs in crew.map(source.batches):
-                    write(outputs)
+                for given, outputs in crew.map(source.batches):
+                    write(_rows(outputs, len(_inputs(given))))
         except BatchError as error:
             raise ValueError(f"MODEL failed on {error}") from error
         took = time.perf_counter() - begin
@@ -137,7 +146,9 @@ class _Slices:
 
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(0, len(self._samples), self._batch):
-            yield torch.from_numpy(np.array(self._samples[start : start + self._batch]))
+            samples = np.asarray(self._samples[start : start + self._batch])
+            wanted = np.float32 if samples.dtype == np.float64 else samples.dtype.newbyteorder("=")
+            yield torch.from_numpy(samples.astype(wanted))  # a copy
 
 
 @contextmanager
@@ -158,8 +169,7 @@ class _Array:
         self._path, self._count, self._done = path, count, 0
         self._array: np.memmap | None = None
 
-    def write(self, outputs: Any) -> None:
-        rows = _rows(outputs)
+    def write(self, rows: np.ndarray) -> None:
         if self._array is None:
             shape = self._count, *rows.shape[1:]
             self._array = np.lib.format.open_memmap(self._path, "w+", rows.dtype, shape)
@@ -184,8 +194,7 @@ class _Table:
         self._writer.writerow(("sample", "class", "value"))
         self._names = iter(names)
 
-    def write(self, outputs: Any) -> None:
-        rows = _rows(outputs)
+    def write(self, rows: np.ndarray) -> None:
         if rows.ndim != 2:
             raise ValueError(
                 f"--out .csv: outputs have the shape {rows.shape}, accepted are samples x classes; use .npy"
@@ -197,7 +206,16 @@ class _Table:
         self._file.close()
 
 
-def _rows(outputs: Any) -> np.ndarray:
+def _inputs(batch: Any) -> Tensor:
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def _rows(outputs: Any, samples: int) -> np.ndarray:
+    """The outputs of a batch, one row for each sample."""
     if not isinstance(outputs, Tensor) or outputs.dim() == 0:
         raise ValueError(f"--out: the model returns a {type(outputs).__name__}, accepted is a tensor, samples first")
+    if len(outputs) != samples:
+        raise ValueError(
+            f"--out: the model returns {len(outputs)} rows for a batch of {samples}, accepted is one for each sample"
+        )
     return (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy()

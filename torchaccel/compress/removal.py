@@ -144,6 +144,8 @@ def narrow_(model: nn.Module, kept: Mapping[str, Kept]) -> None:
         for key, number in numbers.items():
             setattr(module, key, number)
     set_record(model, record)
+    for name in kept:  # also by itself, for parts of the model that are saved alone or put together anew
+        set_record(model.get_submodule(name), {"": record[name]} if name in record else {})
 
 
 @torch.no_grad()
@@ -226,8 +228,18 @@ def record_of(model: nn.Module) -> Widths:
         held = module.meta if isinstance(module, fx.GraphModule) else vars(module)
         for name, sides in held.get(_RECORD, {}).items():
             whole = ".".join(part for part in (prefix, name) if part)
-            found.setdefault(whole, {side: list(width) for side, width in sides.items()})
+            if _still_so(model, whole, sides):
+                found.setdefault(whole, {side: list(width) for side, width in sides.items()})
     return found
+
+
+def _still_so(model: nn.Module, name: str, sides: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a layer has the widths of a record; another one may have taken its place."""
+    try:
+        here = widths_of(model.get_submodule(name))
+    except AttributeError:
+        return True  # a form of the model, whose layers have other names
+    return all(here.get(side, now) == now for side, (now, _) in sides.items())
 
 
 def set_record(model: nn.Module, record: Widths) -> None:

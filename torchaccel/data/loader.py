@@ -234,9 +234,18 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _rank_and_world(rank: int | None, world: int | None) -> tuple[int, int]:
     """Those that are given, else those of torch.distributed."""
-    if rank is None and world is None and dist.is_available() and dist.is_initialized():
+    if rank is not None and world is not None:
+        return rank, world
+    if rank is not None or world is not None:
+        raise ValueError(f"Loader: rank is {rank}, world is {world}, accepted are both or neither")
+    if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    return 0 if rank is None else rank, 1 if world is None else world
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise RuntimeError(
+            f"Loader: WORLD_SIZE is {processes}, but torch.distributed is not initialized; call "
+            "torch.distributed.init_process_group before, or give rank and world"
+        )
+    return 0, 1
 
 
 _running: weakref.WeakSet[Loader] = weakref.WeakSet()

@@ -99,7 +99,9 @@ class WorkerProcess:
         how = "still runs but does not answer" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            how = f"was killed by {name}" + (", as for want of memory" if name == "SIGKILL" else "")
+            how = f"was killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        if not self.ready:
+            how += ' (does the script keep its own work under `if __name__ == "__main__":`?)'
         return WorkerDied(f"worker process {self.index} (pid {self.process.pid}) {how} while {doing}")
 
 

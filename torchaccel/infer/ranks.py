@@ -24,6 +24,7 @@ from torchaccel.infer.errors import RankError
 
 T = TypeVar("T")
 _GO_ON, _STOP, _FAILED = 0, 1, 2  # what rank 0 says
+_LONGEST_S = 10**6
 _RESULT, _END, _ERROR = 0, 1, 2  # what the others say
 
 
@@ -35,10 +36,13 @@ def share(batches: Iterable[T]) -> Iterator[T]:
             names of files, slices of an array that is mapped; for images, `ta.data.Loader` loads a rank's share alone.
 
     Raises:
+        ValueError: a loader that loads a share by itself.
         RuntimeError: torchrun started this process, but torch.distributed is not initialized.
 
     Equivalent to `itertools.islice(batches, rank, None, world_size)`.
     """
+    if getattr(batches, "world", 1) > 1:
+        raise ValueError("share: given a loader that loads this rank's share already, accepted is the loader by itself")
     rank, world = _rank_and_world()
     return islice(batches, rank, None, world)
 
@@ -58,13 +62,13 @@ def gather(results: Iterable[T], timeout: float = 600.0) -> Iterator[T]:
         On rank 0, first each rank's first result, then each one's second, and so on; tensors on the CPU.
 
     Raises:
-        ValueError: a timeout that is not above 0.
+        ValueError: a timeout that is not above 0, or above a million.
         RuntimeError: torchrun started this process, but torch.distributed is not initialized.
         RankError: another rank raised, ended, or did not answer in time.
         Exception: what `results` raised on this rank; the others get a RankError.
     """
-    if not timeout > 0:
-        raise ValueError(f"gather: timeout is {timeout}, accepted are seconds above 0")
+    if not isinstance(timeout, int | float) or not 0 < timeout <= _LONGEST_S:
+        raise ValueError(f"gather: timeout is {timeout!r}, accepted are seconds above 0, at most {_LONGEST_S}")
     rank, world = _rank_and_world()
     if world == 1:
         return iter(results)

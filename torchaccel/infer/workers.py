@@ -29,9 +29,10 @@ _AHEAD = 2  # batches in flight for each worker: one that runs, one that waits
 class Workers:
     """A model that runs on several batches at once: on threads of this process, or on processes of their own.
 
-    Threads share the weights and the inputs; what Python does between operators they do in turns. Processes load the
-    model once each and get inputs and give outputs through shared memory; they end with this one, however it ends.
-    Threads need an intra-op pool that each of them may size, which torch has where it is built on OpenMP.
+    Threads share the weights and the inputs, and so a model that writes to itself in `forward` needs processes; what
+    Python does between operators threads do in turns. Processes load the model once each and get inputs and give
+    outputs through shared memory; they end with this one, however it ends. Threads need an intra-op pool that each of
+    them may size, which torch has where it is built on OpenMP.
 
     A script that starts processes keeps its own work under `if __name__ == "__main__":`, as they import it.
 
@@ -73,9 +74,7 @@ class Workers:
         try:
             torch.device(device)
         except RuntimeError as error:
-            raise ValueError(
-                f"Workers: device is {device!r}, accepted are torch's names, such as cpu or cuda"
-            ) from error
+            raise ValueError(f"Workers: device is {device!r}, accepted are names such as cpu and cuda") from error
         self.workers, self.threads, self.processes = workers, threads, processes
         self._jobs = Jobs(workers)
         self._broken: WorkerDied | None = None
@@ -107,6 +106,9 @@ class Workers:
             RuntimeError: the workers are closed.
             WorkerDied: a worker process has ended.
         """
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                raise ValueError("Workers: autocast is on, which workers know nothing of; accepted is within forward")
         job = Job(_inputs_of(batch))
         if not self._jobs.put(job):
             raise self._broken or RuntimeError("Workers: they are closed, and take no more batches")
