@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from torchaccel.data import _state
 from torchaccel.data._engines import Engine, cores
@@ -19,6 +18,7 @@ from torchaccel.data._iteration import Iteration
 from torchaccel.data._ring import Ring
 from torchaccel.data._work import make_engine, plan_for
 from torchaccel.data.faults import Fault
+from torchaccel.data.ranks import rank_and_world
 from torchaccel.data.recipes import Normalize, Plan, Step
 from torchaccel.data.stats import Clock, Stats
 
@@ -238,14 +238,7 @@ def _rank_and_world(rank: int | None, world: int | None) -> tuple[int, int]:
         return rank, world
     if rank is not None or world is not None:
         raise ValueError(f"Loader: rank is {rank}, world is {world}, accepted are both or neither")
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise RuntimeError(
-            f"Loader: WORLD_SIZE is {processes}, but torch.distributed is not initialized; call "
-            "torch.distributed.init_process_group before, or give rank and world"
-        )
-    return 0, 1
+    return rank_and_world("Loader")
 
 
 _running: weakref.WeakSet[Loader] = weakref.WeakSet()

@@ -7,7 +7,6 @@ stop. All goes by a gloo group of its own, whose timeout ends waiting for a rank
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchaccel.data.ranks import rank_and_world
 from torchaccel.infer import _tensors
 from torchaccel.infer.errors import RankError
 
@@ -43,7 +43,7 @@ def share(batches: Iterable[T]) -> Iterator[T]:
     """
     if getattr(batches, "world", 1) > 1:
         raise ValueError("share: given a loader that loads this rank's share already, accepted is the loader by itself")
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world("share")
     return islice(batches, rank, None, world)
 
 
@@ -69,22 +69,11 @@ def gather(results: Iterable[T], timeout: float = 600.0) -> Iterator[T]:
     """
     if not isinstance(timeout, int | float) or not 0 < timeout <= _LONGEST_S:
         raise ValueError(f"gather: timeout is {timeout!r}, accepted are seconds above 0, at most {_LONGEST_S}")
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world("gather")
     if world == 1:
         return iter(results)
     link = _Link(timeout)
     return _collected(iter(results), link, world) if rank == 0 else _delivered(iter(results), link)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RuntimeError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torch.distributed is not initialized; "
-            'call torch.distributed.init_process_group("gloo") before'
-        )
-    return 0, 1
 
 
 class _Link:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +107,16 @@ def _limit(values: np.ndarray) -> float:
     return max(lowest + 3 * abs(lowest), float(values[0]))
 
 
+@lru_cache(maxsize=1)  # asked for after each step
+def _gaussian(steps: int) -> np.ndarray:
+    """[steps, steps]: how much each step counts to the average at another."""
+    at = np.arange(steps)
+    return np.exp(-0.5 * ((at[:, None] - at) / max(_WIDTH * steps, 1.0)) ** 2)
+
+
 def _weights(count: int, steps: int) -> np.ndarray:
     """[count, count]: of the neighbours that each average takes, on both sides, adding up to 1."""
-    at = np.arange(count)
-    weights = np.exp(-0.5 * ((at[:, None] - at) / max(_WIDTH * steps, 1.0)) ** 2)
+    weights = _gaussian(steps)[:count, :count]
     return weights / weights.sum(1, keepdims=True)
 
 
